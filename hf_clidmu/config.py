@@ -1,0 +1,225 @@
+"""The arguments of a run: those of `transformers.TrainingArguments`, and what CLID-MU adds to them."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from hf_clidmu.lookahead import PRECONDITIONERS, TANGENTS
+from hf_clidmu.objectives import available_objectives
+from hf_clidmu.snapshots import SNAPSHOT_MODES
+from hf_clidmu.weighting import available_weightings
+
+
+META_SOURCES = ("subset", "batch", "dataset")
+JUDGE_FEATURES = ("auto", "own", "pretrained")
+JUDGE_SOURCES = ("train", "eval")
+
+
+@dataclass
+class CLIDMUConfig(TrainingArguments):
+    r"""
+    Configuration of [`CLIDMUTrainer`].
+
+    Holds only what CLID-MU adds; for everything else see [`~transformers.TrainingArguments`].
+
+    > Parameters that control the weighting of the given labels
+
+        weighting (`str`, *optional*, defaults to `"vri"`):
+            Who says how much a given label counts: `vri` (rectified logits), `wnet` (weight from the loss), `context`
+            (weight from features, label, loss and margin), `free` (no network), or `none` for plain cross-entropy, in
+            which case training is that of [`~transformers.Trainer`], bit for bit.
+        meta_learning_rate (`float`, *optional*, defaults to `1e-3`):
+            Learning rate of the weighting's own optimiser.
+        meta_optim (`str`, *optional*, defaults to `"adam"`):
+            That optimiser: `adam` or `sgd`.
+        meta_weight_decay (`float`, *optional*, defaults to `5e-4`):
+            Its weight decay, as published.
+        meta_every (`int`, *optional*, defaults to `1`):
+            Take a meta step in every k-th optimiser step only.
+        meta_warmup_steps (`float`, *optional*, defaults to `0`):
+            Plain cross-entropy for so many optimiser steps first; a number below 1 is a share of all steps.
+        kl_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of VRI's KL term in the outer loss.
+
+    > Parameters that control the look-ahead
+
+        scope (`str`, *optional*, defaults to `"head"`):
+            Which parameters look ahead: `head` (the last layer), `all`, or a regular expression over names.
+        tangent (`str`, *optional*, defaults to `"auto"`):
+            How the logit tangent is computed: `closed_form` (head only), `finite_difference`, `forward`, or `auto`.
+        lookahead (`bool`, *optional*, defaults to `True`):
+            Judge the classifier one step ahead; `False` judges it where it is.
+        lookahead_lr (`float`, *optional*):
+            Step size of the look-ahead. Defaults to 0.1 for `scope="head"` and to the current learning rate otherwise.
+        preconditioner (`str`, *optional*, defaults to `"none"`):
+            `adam` scales the look-ahead like the main optimiser does; `none` is a plain gradient step, as published.
+
+    > Parameters that control the judge
+
+        objective (`str`, *optional*, defaults to `"clid"`):
+            What the look-ahead is judged by: `clid` (no labels), `cross_entropy` (clean meta labels), `mae`.
+        temperature (`float`, *optional*, defaults to `0.5`):
+            Temperature of CLID's feature graph.
+        detach_normaliser (`bool`, *optional*, defaults to `True`):
+            Stop the gradient of the prediction graph's row sums, as published.
+        judge_features (`str`, *optional*, defaults to `"auto"`):
+            Features of CLID's feature graph: the model's `own`, or those of the `pretrained` model (computed once,
+            before training). `auto` takes `pretrained` for a text model that was loaded from a checkpoint.
+        meta_source (`str`, *optional*, defaults to `"subset"`):
+            Where meta batches come from: a fixed random `subset` of the training samples, the running `batch` (head
+            scope only, no extra forward), or the `dataset` given to the trainer as `meta_dataset`.
+        meta_size (`int`, *optional*, defaults to `1000`):
+            Samples in the subset. A smaller training set is used whole, unless the number was given explicitly.
+        meta_batch_size (`int`, *optional*):
+            Samples a meta batch. Defaults to the training batch size.
+        judge_source (`str`, *optional*, defaults to `"train"`):
+            Where `eval_clid` is measured: on `judge_size` training samples, or on the evaluation set without labels.
+        judge_size (`int`, *optional*, defaults to `1000`):
+            Samples `eval_clid` is measured on; a smaller set is used whole.
+
+    > Parameters that control what is kept
+
+        snapshot_mode (`str`, *optional*, defaults to `"single"`):
+            What becomes of the snapshots with the lowest CLID: the best `single` one, a `soup` (average of weights) of
+            the best k, or an `ensemble` (mean of probabilities) of them.
+        snapshot_top_k (`int`, *optional*, defaults to `3`):
+            How many snapshots are kept.
+        keep_ledger (`bool`, *optional*, defaults to `True`):
+            Record loss, margin and agreement of every training sample.
+
+    > Parameters that control the model
+
+        freeze (`str`, *optional*):
+            `backbone` trains only what lies above the encoder; a regular expression freezes the parameters it matches.
+        cache_frozen (`bool`, *optional*, defaults to `True`):
+            Compute the output of a frozen text backbone once and train from it.
+        classifier_module (`str`, *optional*):
+            Dotted name of the last layer, where it cannot be found.
+
+    <Tip>
+
+    Defaults that differ from [`~transformers.TrainingArguments`]: `eval_strategy="steps"` with `eval_steps=0.05`
+    (twenty evaluations a run, whatever its length: the best state comes early on wrong labels), `save_strategy="no"`
+    (snapshots are kept instead), `logging_steps=0.05`, `metric_for_best_model="clid"`, `learning_rate` unchanged.
+
+    </Tip>
+    """
+
+    _VALID_DICT_FIELDS = TrainingArguments._VALID_DICT_FIELDS
+
+    # Defaults that differ from TrainingArguments
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: 'no', 'steps' or 'epoch'."})
+    eval_steps: float | None = field(
+        default=0.05, metadata={"help": "Steps between evaluations; a number below 1 is a share of all steps."}
+    )
+    save_strategy: str = field(default="no", metadata={"help": "When to save: 'no', 'steps', 'epoch' or 'best'."})
+    logging_steps: float = field(
+        default=0.05, metadata={"help": "Steps between logs; a number below 1 is a share of all steps."}
+    )
+    metric_for_best_model: str | None = field(
+        default="clid", metadata={"help": "The metric that ranks checkpoints; 'clid' reads no label."}
+    )
+
+    # The weighting of the given labels
+    weighting: str = field(
+        default="vri", metadata={"help": "Who says how much a label counts: vri, wnet, context, free or none."}
+    )
+    meta_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the weighting."})
+    meta_optim: str = field(default="adam", metadata={"help": "Optimiser of the weighting: adam or sgd."})
+    meta_weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay of the weighting."})
+    meta_every: int = field(default=1, metadata={"help": "Take a meta step in every k-th optimiser step."})
+    meta_warmup_steps: float = field(
+        default=0, metadata={"help": "Steps of plain cross-entropy first; below 1 it is a share of all steps."}
+    )
+    kl_weight: float = field(default=0.0, metadata={"help": "Weight of VRI's KL term in the outer loss."})
+
+    # The look-ahead
+    scope: str = field(
+        default="head", metadata={"help": "Parameters that look ahead: head, all, or a regular expression."}
+    )
+    tangent: str = field(
+        default="auto", metadata={"help": "auto, closed_form (head only), finite_difference or forward."}
+    )
+    lookahead: bool = field(default=True, metadata={"help": "Judge the classifier one step ahead."})
+    lookahead_lr: float | None = field(
+        default=None, metadata={"help": "Step size of the look-ahead; 0.1 for scope=head, else the learning rate."}
+    )
+    preconditioner: str = field(default="none", metadata={"help": "Scale of the look-ahead: none or adam."})
+
+    # The judge
+    objective: str = field(
+        default="clid", metadata={"help": "What judges the look-ahead: clid, cross_entropy (clean labels) or mae."}
+    )
+    temperature: float = field(default=0.5, metadata={"help": "Temperature of CLID's feature graph."})
+    detach_normaliser: bool = field(
+        default=True, metadata={"help": "Stop the gradient of the prediction graph's row sums."}
+    )
+    judge_features: str = field(
+        default="auto", metadata={"help": "Features of CLID's feature graph: own, pretrained or auto."}
+    )
+    meta_source: str = field(
+        default="subset", metadata={"help": "Where meta batches come from: subset, batch or dataset."}
+    )
+    meta_size: int | None = field(
+        default=None, metadata={"help": "Training samples in the subset (default: 1000, or all of fewer)."}
+    )
+    meta_batch_size: int | None = field(
+        default=None, metadata={"help": "Samples a meta batch (default: the training batch size)."}
+    )
+    judge_source: str = field(default="train", metadata={"help": "Where eval_clid is measured: train or eval."})
+    judge_size: int = field(default=1000, metadata={"help": "Samples that eval_clid is measured on."})
+
+    # What is kept
+    snapshot_mode: str = field(default="single", metadata={"help": "single, soup or ensemble of the best snapshots."})
+    snapshot_top_k: int = field(default=3, metadata={"help": "How many snapshots are kept, by lowest CLID."})
+    keep_ledger: bool = field(default=True, metadata={"help": "Record loss, margin and agreement of every sample."})
+
+    # The model
+    freeze: str | None = field(
+        default=None, metadata={"help": "'backbone', or a regular expression over names of parameters to freeze."}
+    )
+    cache_frozen: bool = field(
+        default=True, metadata={"help": "Compute the output of a frozen text backbone once."}
+    )
+    classifier_module: str | None = field(
+        default=None, metadata={"help": "Dotted name of the model's last layer, where it cannot be found."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.metric_for_best_model in ("clid", "eval_clid") and self.greater_is_better is None:
+            self.greater_is_better = False
+        super().__post_init__()
+        _one_of("weighting", self.weighting, available_weightings())
+        _one_of("objective", self.objective, available_objectives())
+        _one_of("tangent", self.tangent, TANGENTS)
+        _one_of("preconditioner", self.preconditioner, PRECONDITIONERS)
+        _one_of("meta_source", self.meta_source, META_SOURCES)
+        _one_of("judge_features", self.judge_features, JUDGE_FEATURES)
+        _one_of("judge_source", self.judge_source, JUDGE_SOURCES)
+        _one_of("snapshot_mode", self.snapshot_mode, SNAPSHOT_MODES)
+        _one_of("meta_optim", self.meta_optim, ("adam", "sgd"))
+        for name in ("temperature", "meta_learning_rate", "meta_every", "judge_size", "snapshot_top_k"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("meta_size", "meta_batch_size", "lookahead_lr"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("meta_warmup_steps", "kl_weight", "meta_weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.tangent == "closed_form" and self.scope != "head":
+            raise ValueError(f"tangent='closed_form' exists for scope='head' only, not for scope='{self.scope}'")
+        if self.meta_source == "batch" and self.scope != "head":
+            raise ValueError(f"meta_source='batch' needs scope='head', not scope='{self.scope}'")
+        if self.kl_weight and self.weighting != "vri":
+            raise ValueError(f"kl_weight is a term of weighting='vri', not of '{self.weighting}'")
+
+    @property
+    def step_size_of_head(self) -> float:
+        """Step size of a head look-ahead: `lookahead_lr`, or 0.1."""
+        return 0.1 if self.lookahead_lr is None else self.lookahead_lr
+
+
+def _one_of(name: str, value: str, known: object) -> None:
+    if value not in known:  # type: ignore[operator]
+        raise ValueError(f"unknown {name} '{value}'; known: {', '.join(known)}")  # type: ignore[arg-type]

@@ -1,0 +1,148 @@
+"""Cross-Layer Information Divergence (CLID) and the two similarity graphs it compares.
+
+Pure functions of tensors: this room knows neither models nor labels.
+
+Shape suffixes: N samples of one batch, C classes, D features.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+DEFAULT_TEMPERATURE = 0.5
+_LOG_EPSILON = 1e-7  # keeps log(S) finite; part of the published definition, so part of every value of CLID
+_NORM_EPSILON = 1e-12
+
+
+def _full_precision(tensor: Tensor) -> Tensor:
+    """Half precision is computed in float32; float32 and float64 stay what they are."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def feature_graph(features_ND: Tensor, temperature: float = DEFAULT_TEMPERATURE) -> Tensor:
+    """Similarity graph of the hidden features (arXiv 2507.11807, the feature side of the divergence).
+
+    Cosine similarities, negatives cut to zero, divided by `temperature` and normalised by a softmax over each row.
+    A zero similarity keeps its softmax mass `exp(0)`, and a sample is a neighbour of itself. A feature vector of norm
+    zero is equally far from everything: its row is uniform.
+
+    Args:
+        features_ND: (N, D), any floating dtype; half precision is computed in float32.
+        temperature: divides the similarities; must be positive. Smaller values sharpen the graph.
+
+    Returns:
+        (N, N), rows sum to one. No gradient: the features are the judge, not the judged.
+
+    Raises:
+        ValueError: for features that are not two-dimensional, an empty batch, or a temperature that is not positive.
+    """
+    _check_matrix("features_ND", features_ND)
+    if not temperature > 0:
+        raise ValueError(f"temperature must be a positive number, got {temperature}")
+    unit_ND = F.normalize(_full_precision(features_ND.detach()), dim=1, eps=_NORM_EPSILON)
+    return torch.softmax((unit_ND @ unit_ND.T).clamp(min=0) / temperature, dim=1)
+
+
+def prediction_graph(logits_NC: Tensor, detach_normaliser: bool = True) -> Tensor:
+    """Similarity graph of the predictions (arXiv 2507.11807, the prediction side of the divergence).
+
+    Inner products of the softmax outputs scaled to unit *Euclidean* norm, each row divided by its sum.
+
+    Args:
+        logits_NC: (N, C), any floating dtype; half precision is computed in float32.
+        detach_normaliser: stop the gradient of the row sums, as the published method does. The gradient then pushes
+            predictions apart only; with `False` it also pulls neighbours together.
+
+    Returns:
+        (N, N), rows sum to one, differentiable in `logits_NC`.
+
+    Raises:
+        ValueError: for logits that are not two-dimensional, or an empty batch.
+    """
+    _check_matrix("logits_NC", logits_NC)
+    unit_NC = F.normalize(torch.softmax(_full_precision(logits_NC), dim=1), dim=1, eps=_NORM_EPSILON)
+    similarity_NN = unit_NC @ unit_NC.T
+    row_sum_N1 = similarity_NN.sum(dim=1, keepdim=True)
+    return similarity_NN / (row_sum_N1.detach() if detach_normaliser else row_sum_N1)
+
+
+def clid(
+    features_BD: Tensor,
+    logits_BC: Tensor,
+    temperature: float = DEFAULT_TEMPERATURE,
+    detach_normaliser: bool = True,
+) -> Tensor:
+    """Cross-Layer Information Divergence of one unlabelled batch (arXiv 2507.11807).
+
+    The cross-entropy of the prediction graph P relative to the feature graph S, averaged over rows:
+    `mean_i sum_j -P_ij log(S_ij + 1e-7)`. Low when samples with similar features get similar predictions and others
+    do not. It needs no labels, and it does not change when the classes are renamed.
+
+    The value grows like `ln B`, so compare values of one and the same batch size only. One sample, or one class, is
+    defined: a single sample has nothing to diverge from (CLID is 0 up to 1e-7), and with one class P is uniform.
+
+    Args:
+        features_BD: (B, D) inputs of the classifier's last layer, or any other features of the same samples. They
+            receive no gradient.
+        logits_BC: (B, C) outputs of the classifier's last layer.
+        temperature: of the feature graph, default 0.5.
+        detach_normaliser: see [`prediction_graph`], default True.
+
+    Returns:
+        A scalar, float32 (float64 when the logits are float64), differentiable in `logits_BC`.
+
+    Raises:
+        ValueError: for inputs that are not matrices of the same number of rows, or a temperature that is not positive.
+    """
+    _check_matrix("features_BD", features_BD)
+    _check_matrix("logits_BC", logits_BC)
+    if len(features_BD) != len(logits_BC):
+        raise ValueError(
+            f"features_BD and logits_BC must describe the same samples, got {len(features_BD)} and {len(logits_BC)} rows"
+        )
+    # Autocast would compute the two matrix products in half precision, and differences of CLID live in the 3rd digit.
+    with torch.autocast(device_type=logits_BC.device.type, enabled=False):
+        feature_graph_BB = feature_graph(features_BD, temperature)
+        prediction_graph_BB = prediction_graph(logits_BC, detach_normaliser)
+        log_feature_BB = torch.log(feature_graph_BB + _LOG_EPSILON).to(prediction_graph_BB.dtype)
+        return -(prediction_graph_BB * log_feature_BB).sum(dim=1).mean()
+
+
+def clid_in_chunks(
+    features_ND: Tensor,
+    logits_NC: Tensor,
+    chunk_size: int = 100,
+    temperature: float = DEFAULT_TEMPERATURE,
+    detach_normaliser: bool = True,
+) -> Tensor:
+    """CLID of a whole set: the mean over consecutive chunks of one fixed size, the incomplete last chunk dropped.
+
+    A fixed chunk size makes the values of different models comparable (CLID grows like `ln N`).
+
+    Args:
+        features_ND: (N, D) features of the whole set, in a fixed order.
+        logits_NC: (N, C) predictions, same order.
+        chunk_size: samples compared with one another, default 100. A set smaller than that is one single chunk.
+        temperature: of the feature graph.
+        detach_normaliser: see [`prediction_graph`]; it does not change the value.
+
+    Returns:
+        A scalar tensor.
+    """
+    chunk_size = min(chunk_size, len(logits_NC))
+    if chunk_size < 1:
+        raise ValueError("CLID needs at least one sample, got an empty set")
+    starts = range(0, len(logits_NC) - chunk_size + 1, chunk_size)
+    values = [
+        clid(features_ND[i : i + chunk_size], logits_NC[i : i + chunk_size], temperature, detach_normaliser)
+        for i in starts
+    ]
+    return torch.stack(values).mean()
+
+
+def _check_matrix(name: str, tensor: Tensor) -> None:
+    if tensor.ndim != 2:
+        raise ValueError(f"{name} must have two dimensions (samples, values), got shape {tuple(tensor.shape)}")
+    if tensor.shape[0] == 0:
+        raise ValueError(f"{name} is empty: CLID needs at least one sample")

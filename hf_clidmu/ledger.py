@@ -1,0 +1,150 @@
+"""What a run saw of every sample: the per-sample record from which wrong labels are read.
+
+Rows are stable sample indices, never batch positions. Everything lives in flat tensors on the training device, so
+listening costs a few scatter operations and never waits for the device.
+
+Shape suffixes: N samples of the dataset, B batch, C classes.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_clidmu.weighting import label_margin
+
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+
+_INTEGER = ("times_seen", "given_label", "times_agreed", "times_forgotten", "last_agreed", "candidate", "candidate_votes")
+_REAL = ("probability", "margin", "loss", "weight")
+
+
+class Ledger:
+    """Per-sample statistics over all the times a sample was seen in training.
+
+    Args:
+        num_samples: N, rows of the training dataset.
+        device: where to keep the record: that of the training.
+    """
+
+    def __init__(self, num_samples: int, device: torch.device | str = "cpu"):
+        self.num_samples = num_samples
+        self._columns = {
+            **{name: torch.zeros(num_samples, dtype=torch.int32, device=device) for name in _INTEGER},
+            **{name: torch.zeros(num_samples, dtype=torch.float32, device=device) for name in _REAL},
+        }
+        self._columns["given_label"].fill_(-1)
+        self._columns["candidate"].fill_(-1)
+
+    @torch.no_grad()
+    def update(self, index_B: Tensor, logits_BC: Tensor, labels_B: Tensor, weight_B: Tensor | None = None) -> None:
+        """Listen to one training batch. A sample that stands twice in it counts once.
+
+        Args:
+            index_B: sample indices.
+            logits_BC: the model's logits, before the update.
+            labels_B: the given labels.
+            weight_B: how much each label counted; None means 1.
+        """
+        logits_BC = logits_BC.detach().float()
+        predicted_B = logits_BC.argmax(dim=1)
+        loss_B = F.cross_entropy(logits_BC, labels_B, reduction="none")
+        agreed_B = (predicted_B == labels_B).int()
+        column = self._columns
+
+        last_B = column["last_agreed"][index_B]
+        candidate_B, votes_B = column["candidate"][index_B], column["candidate_votes"][index_B]
+        voted_B = predicted_B.to(candidate_B.dtype)
+        # Boyer-Moore vote: finds the label that was predicted more than half of the time in constant memory.
+        replaced_B = votes_B == 0
+        candidate_B = torch.where(replaced_B, voted_B, candidate_B)
+        votes_B = torch.where(candidate_B == voted_B, votes_B + 1, votes_B - 1)
+
+        values = {
+            "times_seen": column["times_seen"][index_B] + 1,
+            "given_label": labels_B,
+            "times_agreed": column["times_agreed"][index_B] + agreed_B,
+            "times_forgotten": column["times_forgotten"][index_B] + (last_B > agreed_B).int(),
+            "last_agreed": agreed_B,
+            "candidate": candidate_B,
+            "candidate_votes": votes_B,
+            "probability": column["probability"][index_B] + (-loss_B).exp(),
+            "margin": column["margin"][index_B] + label_margin(logits_BC, labels_B),
+            "loss": column["loss"][index_B] + loss_B,
+            "weight": column["weight"][index_B] + (1.0 if weight_B is None else weight_B.detach().float()),
+        }
+        for name, value in values.items():
+            column[name][index_B] = value.to(column[name].dtype)
+
+    def table(self) -> "pyarrow.Table":
+        """The record as a table, one row per sample that was seen.
+
+        Columns (names as in cleanlab where it has one): `index`; `given_label`; `predicted_label`, the label predicted
+        most of the time; `label_score`, the mean probability of the given label, low for suspects; `margin`, the mean
+        logit margin of the given label (area under the margin, arXiv 2001.10528); `agreement`, the share of times the
+        prediction was the given label; `times_seen`; `times_forgotten`; `loss` and `weight`, means.
+        """
+        import pyarrow
+
+        column = {name: values.cpu() for name, values in self._columns.items()}
+        seen = column["times_seen"] > 0
+        column = {name: values[seen] for name, values in column.items()}
+        times = column["times_seen"].double()
+        mean = {name: (column[name].double() / times).float().numpy() for name in (*_REAL, "times_agreed")}
+        return pyarrow.table(
+            {
+                "index": seen.nonzero().squeeze(1).numpy(),
+                "given_label": column["given_label"].numpy(),
+                "predicted_label": column["candidate"].numpy(),
+                "label_score": mean["probability"],
+                "margin": mean["margin"],
+                "agreement": mean["times_agreed"],
+                "times_seen": column["times_seen"].numpy(),
+                "times_forgotten": column["times_forgotten"].numpy(),
+                "loss": mean["loss"],
+                "weight": mean["weight"],
+            }
+        )
+
+    def suspects(self, count: int | None = None) -> "pandas.DataFrame":
+        """The samples whose labels the run believes least, most suspect first.
+
+        Args:
+            count: how many; None returns all that were seen.
+        """
+        frame = self.table().to_pandas().sort_values("label_score", kind="stable", ignore_index=True)
+        return frame if count is None else frame.head(count)
+
+    def save(self, path: str | Path) -> None:
+        """Write [`table`] as a Parquet file, whole or not at all."""
+        import pyarrow.parquet
+
+        path = Path(path)
+        unfinished = path.with_name(path.name + ".tmp")
+        pyarrow.parquet.write_table(self.table(), unfinished)
+        unfinished.replace(path)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole record as tensors, for a checkpoint."""
+        return {name: values.cpu() for name, values in self._columns.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue a record.
+
+        Raises:
+            ValueError: when it belongs to another dataset or another version.
+        """
+        shapes = {name: tuple(values.shape) for name, values in state.items()}
+        expected = {name: (self.num_samples,) for name in self._columns}
+        if shapes != expected:
+            raise ValueError(
+                f"the saved ledger does not fit: expected columns {sorted(expected)} of {self.num_samples} samples, "
+                f"found {shapes}; was the checkpoint made with another training dataset?"
+            )
+        for name, values in state.items():
+            self._columns[name].copy_(values)

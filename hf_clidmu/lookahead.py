@@ -1,0 +1,360 @@
+"""The look-ahead: one virtual step of the classifier, its judgement, and what that means for the training logits.
+
+`theta+ = theta - eta D grad L` is judged by an objective M on the meta batch; with `u = grad M(theta+)` the *logit
+tangent* `zdot = J_theta z(theta) D u` on the training batch is all that a weighting needs to learn. This room knows
+modules and objectives, not weightings: the inner loss reaches it as `dL/dz`.
+
+Live parameters, gradients, buffers and the random state of the real step are never changed: a displaced parameter is
+another tensor in the same place, and the original comes back whatever happens.
+
+Shape suffixes: B training batch, M meta batch, C classes, D features.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hf_clidmu.classifier import ClassifierOutput, ClassifierTap, forked_random_state, model_logits
+from hf_clidmu.objectives import Objective
+
+
+TANGENTS = ("auto", "closed_form", "finite_difference", "forward")
+PRECONDITIONERS = ("none", "adam")
+# Length of the perturbation in parameter space: the smaller, the smaller the curvature's share of the difference,
+# until rounding takes over. Measured against double backward; under bf16 a radius of 1e-3 is noise.
+PERTURBATION_RADIUS = {torch.float64: 1e-4, torch.float32: 1e-2, torch.bfloat16: 1e-1, torch.float16: 1e-1}
+
+Average = Callable[[list[Tensor]], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class MetaBatch:
+    """The samples that judge a look-ahead.
+
+    Attributes:
+        inputs: keyword arguments of the model's forward, without labels; None means the running training batch.
+        labels_M: labels, for objectives that read them.
+        judge_features_MD: features for the objective instead of the model's own (those of the pretrained model).
+        seed: of the dropout masks of the meta forward.
+    """
+
+    inputs: Mapping[str, Tensor] | None
+    labels_M: Tensor | None = None
+    judge_features_MD: Tensor | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What came of one look-ahead.
+
+    Attributes:
+        meta_loss: the objective at theta+, a detached scalar.
+        logit_tangent_BC: `J_theta z(theta) D u`, detached.
+    """
+
+    meta_loss: Tensor
+    logit_tangent_BC: Tensor
+
+
+@dataclass
+class LookAhead:
+    """Looks one step ahead and reports the logit tangent.
+
+    Args:
+        tap: reads features and logits of the model.
+        objective: judges theta+ on the meta batch.
+        scope: `head` moves the last layer alone, `all` every trainable parameter, anything else is a regular
+            expression searched in parameter names.
+        tangent: `closed_form` (head only, exact), `forward` (forward-mode differentiation, exact; attention runs in
+            its mathematical form), `finite_difference` (two forwards, works everywhere), `auto` picks `closed_form`
+            for the head and `finite_difference` otherwise.
+        lookahead: False takes the objective's gradient at theta itself.
+        preconditioner: D. `none` is the identity (published), `adam` the main optimiser's diagonal.
+        radius: length of the finite difference's perturbation; None chooses by precision.
+        average: averages a list of tensors over processes; None for a single process.
+
+    Raises:
+        ValueError: for names that are not known, or `closed_form` outside the head.
+    """
+
+    tap: ClassifierTap
+    objective: Objective
+    scope: str = "head"
+    tangent: str = "auto"
+    lookahead: bool = True
+    preconditioner: str = "none"
+    radius: float | None = None
+    average: Average | None = None
+    _checked_linear: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        if self.tangent not in TANGENTS:
+            raise ValueError(f"unknown tangent '{self.tangent}'; known: {', '.join(TANGENTS)}")
+        if self.preconditioner not in PRECONDITIONERS:
+            raise ValueError(f"unknown preconditioner '{self.preconditioner}'; known: {', '.join(PRECONDITIONERS)}")
+        if self.tangent == "auto":
+            self.tangent = "closed_form" if self.scope == "head" else "finite_difference"
+        if self.tangent == "closed_form" and self.scope != "head":
+            raise ValueError(f"tangent='closed_form' exists for scope='head' only, not for scope='{self.scope}'")
+
+    @property
+    def repeats_forward(self) -> bool:
+        """Whether the tangent repeats the training forward, so that its random state must be remembered."""
+        return self.tangent != "closed_form"
+
+    def parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters that the look-ahead moves, by name.
+
+        Raises:
+            ValueError: when the scope matches no trainable parameter.
+        """
+        trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        if self.scope == "head":
+            head = {id(parameter) for parameter in self.tap.head.parameters()}
+            chosen = {name: parameter for name, parameter in trainable.items() if id(parameter) in head}
+        elif self.scope == "all":
+            chosen = trainable
+        else:
+            chosen = {name: parameter for name, parameter in trainable.items() if re.search(self.scope, name)}
+        if not chosen:
+            raise ValueError(
+                f"scope='{self.scope}' matches none of the {len(trainable)} trainable parameters; use 'head', 'all' or "
+                f"a regular expression over names like {', '.join(list(trainable)[-3:]) or '(all are frozen)'}"
+            )
+        return chosen
+
+    def __call__(
+        self,
+        module: nn.Module,
+        inputs: Mapping[str, Tensor],
+        output: ClassifierOutput,
+        loss_gradient_BC: Tensor,
+        meta: MetaBatch,
+        step_size: float,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> Judgement:
+        """One look-ahead.
+
+        Args:
+            module: the bare model (never a DDP wrapper).
+            inputs: the training batch, without labels.
+            output: its forward, with the graph and, if [`repeats_forward`], the random state.
+            loss_gradient_BC: `dL/dz` of the inner loss, detached.
+            meta: the batch that judges.
+            step_size: eta.
+            optimizer: the main optimiser, read by `preconditioner='adam'`.
+
+        Returns:
+            The objective's value at theta+ and the logit tangent on the training batch.
+        """
+        if self.tangent == "closed_form":
+            return self._head_in_closed_form(module, output, loss_gradient_BC, meta, step_size, optimizer)
+
+        parameters = self.parameters(module)
+        theta = list(parameters.values())
+        gradients = self._averaged(
+            torch.autograd.grad(
+                output.logits_BC,
+                theta,
+                loss_gradient_BC.to(output.logits_BC.dtype),
+                retain_graph=True,  # the real backward goes through the same graph
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        )
+        diagonal = self._diagonal(theta, gradients, optimizer)
+        step = step_size if self.lookahead else 0.0
+        ahead = [p.detach() - step * d * g for p, d, g in zip(theta, diagonal, gradients, strict=True)]
+        meta_loss, directions = self._judge(module, theta, ahead, meta)
+        directions = [d * u for d, u in zip(diagonal, self._averaged(directions), strict=True)]
+        if self.tangent == "forward":
+            tangent_BC = self._forward_mode(module, inputs, output, dict(zip(parameters, directions, strict=True)))
+        else:
+            tangent_BC = self._finite_difference(module, inputs, output, theta, directions)
+        return Judgement(meta_loss, tangent_BC)
+
+    def _head_in_closed_form(
+        self,
+        module: nn.Module,
+        output: ClassifierOutput,
+        loss_gradient_BC: Tensor,
+        meta: MetaBatch,
+        step_size: float,
+        optimizer: torch.optim.Optimizer | None,
+    ) -> Judgement:
+        """The last layer alone: everything but the meta features is a handful of small matrix products."""
+        if not self._checked_linear:
+            self.tap.check_linear(output)
+            self._checked_linear = True
+        if meta.inputs is None:
+            meta_features_MD = output.features_BD
+        else:
+            with torch.no_grad(), without_side_effects(module, meta.seed):
+                meta_features_MD = self.tap.forward(module, meta.inputs).features_BD
+        judge_MD = meta_features_MD if meta.judge_features_MD is None else meta.judge_features_MD
+
+        with torch.enable_grad(), torch.autocast(device_type=output.logits_BC.device.type, enabled=False):
+            features_BD, gradient_BC = output.features_BD, loss_gradient_BC.to(output.features_BD.dtype)
+            theta = list(self.parameters(module).values())
+            weight_CD = self.tap.weight_CD.detach().to(features_BD.dtype)
+            bias_C = None if self.tap.bias_C is None else self.tap.bias_C.detach().to(features_BD.dtype)
+            has_bias = bias_C is not None and self.tap.bias_C is not None and self.tap.bias_C.requires_grad
+            gradients = [gradient_BC.T @ features_BD] + ([gradient_BC.sum(dim=0)] if has_bias else [])
+            gradients = self._averaged(gradients)
+            shaped = [g.reshape(p.shape) for g, p in zip(gradients, theta, strict=True)]
+            diagonal = [
+                d if isinstance(d, float) else d.reshape(g.shape)
+                for d, g in zip(self._diagonal(theta, shaped, optimizer), gradients, strict=True)
+            ]
+            step = step_size if self.lookahead else 0.0
+            weight_CD = (weight_CD - step * diagonal[0] * gradients[0]).requires_grad_()
+            if has_bias:
+                bias_C = (bias_C - step * diagonal[1] * gradients[1]).requires_grad_()
+            meta_logits_MC = F.linear(meta_features_MD, weight_CD, bias_C)
+            meta_loss = self.objective(judge_MD, meta_logits_MC, meta.labels_M)
+            directions = self._averaged(torch.autograd.grad(meta_loss, [weight_CD] + ([bias_C] if has_bias else [])))
+            directions = [d * u for d, u in zip(diagonal, directions, strict=True)]
+            tangent_BC = F.linear(features_BD, directions[0], directions[1] if has_bias else None)
+        return Judgement(meta_loss.detach(), tangent_BC)
+
+    def _judge(
+        self, module: nn.Module, theta: Sequence[nn.Parameter], ahead: Sequence[Tensor], meta: MetaBatch
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The objective at theta+ and its gradient there."""
+        if meta.inputs is None:
+            raise ValueError("meta_source='batch' judges the features of the running batch and needs scope='head'")
+        with displaced(theta, ahead), without_side_effects(module, meta.seed), torch.enable_grad():
+            judged = self.tap.forward(module, meta.inputs)
+            features_MD = judged.features_BD if meta.judge_features_MD is None else meta.judge_features_MD
+            meta_loss = self.objective(features_MD, judged.logits_BC, meta.labels_M)
+            # Inside the context: activation checkpointing runs the forward again here, and must find theta+.
+            gradients = torch.autograd.grad(meta_loss, theta, allow_unused=True, materialize_grads=True)
+        return meta_loss.detach(), list(gradients)
+
+    def _finite_difference(
+        self,
+        module: nn.Module,
+        inputs: Mapping[str, Tensor],
+        output: ClassifierOutput,
+        theta: Sequence[nn.Parameter],
+        directions: Sequence[Tensor],
+    ) -> Tensor:
+        """`(z(theta + eps Du) - z(theta - eps Du)) / 2 eps` with the dropout masks of the real forward."""
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(u.float()) for u in directions]))
+        epsilon = self._radius(theta[0].dtype, output) / norm.clamp(min=torch.finfo(torch.float32).tiny)
+        logits_BC = []
+        for signed in (epsilon, -epsilon):
+            nearby = [(p.detach() + signed * u).to(p.dtype) for p, u in zip(theta, directions, strict=True)]
+            with torch.no_grad(), displaced(theta, nearby), self._repeating(module, output):
+                logits_BC.append(self.tap.forward(module, inputs).logits_BC)
+        return (logits_BC[0] - logits_BC[1]) / (2 * epsilon).to(logits_BC[0].dtype)
+
+    def _forward_mode(
+        self,
+        module: nn.Module,
+        inputs: Mapping[str, Tensor],
+        output: ClassifierOutput,
+        directions: Mapping[str, Tensor],
+    ) -> Tensor:
+        """`J_theta z(theta) Du` exactly, by dual numbers in place of the parameters."""
+        state = dict(module.named_parameters())
+        # Fused attention has no forward-mode derivative; its mathematical form has.
+        with torch.no_grad(), forward_ad.dual_level(), self._repeating(module, output), sdpa_kernel(SDPBackend.MATH):
+            dual = {name: forward_ad.make_dual(state[name].detach(), u) for name, u in directions.items()}
+            logits_BC = model_logits(functional_call(module, dual, args=(), kwargs=dict(inputs)))
+            tangent_BC = forward_ad.unpack_dual(logits_BC).tangent
+            return torch.zeros_like(output.logits_BC) if tangent_BC is None else tangent_BC.to(output.logits_BC.dtype)
+
+    @contextmanager
+    def _repeating(self, module: nn.Module, output: ClassifierOutput) -> Iterator[None]:
+        if output.random_state is None:
+            raise ValueError("this tangent repeats the training forward: read it with remember_random_state=True")
+        with output.random_state.replayed(), private_buffers(module):
+            yield
+
+    def _radius(self, dtype: torch.dtype, output: ClassifierOutput) -> float:
+        if self.radius is not None:
+            return self.radius
+        device_type = output.logits_BC.device.type
+        if torch.is_autocast_enabled(device_type):
+            dtype = torch.get_autocast_dtype(device_type)
+        return PERTURBATION_RADIUS.get(dtype, 1e-1)
+
+    def _averaged(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return list(tensors) if self.average is None else self.average(list(tensors))
+
+    def _diagonal(
+        self,
+        theta: Sequence[nn.Parameter],
+        gradients: Sequence[Tensor],
+        optimizer: torch.optim.Optimizer | None,
+    ) -> list[Tensor | float]:
+        """D, one entry per parameter: what the main optimiser multiplies a gradient with, momentum aside."""
+        if self.preconditioner == "none":
+            return [1.0] * len(theta)
+        if optimizer is None:
+            raise ValueError("preconditioner='adam' reads the main optimiser's second moments, but there is none")
+        state = getattr(optimizer, "optimizer", optimizer).state  # accelerate wraps the optimiser
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        diagonal: list[Tensor | float] = []
+        for parameter, gradient in zip(theta, gradients, strict=True):
+            group = groups.get(id(parameter))
+            if group is None or "betas" not in group:
+                raise ValueError("preconditioner='adam' needs an optimiser of Adam's family; use preconditioner='none'")
+            moments = state.get(parameter, {})
+            if "exp_avg_sq" in moments:
+                second = moments["exp_avg_sq"] / (1 - group["betas"][1] ** float(moments["step"]))
+            else:  # before the first step: Adam's own estimate after it would be this gradient's square
+                second = gradient.detach() ** 2
+            diagonal.append(1 / (second.to(gradient.dtype).sqrt() + group["eps"]))
+        return diagonal
+
+
+@contextmanager
+def displaced(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
+    """Parameters hold other values inside the context and their own, bit for bit, after it.
+
+    The tensors are exchanged, not written to, so a graph recorded before stays valid and an exception loses nothing.
+    """
+    originals = [parameter.data for parameter in parameters]
+    try:
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.data = value.to(parameter.dtype)
+        torch.clear_autocast_cache()  # it may hold half-precision copies of the originals
+        yield
+    finally:
+        for parameter, original in zip(parameters, originals, strict=True):
+            parameter.data = original
+        torch.clear_autocast_cache()
+
+
+@contextmanager
+def private_buffers(module: nn.Module) -> Iterator[None]:
+    """Inside the context every buffer is a copy: running statistics move there and nowhere else."""
+    originals = [
+        (owner, name, buffer) for owner in module.modules() for name, buffer in owner._buffers.items() if buffer is not None
+    ]
+    try:
+        for owner, name, buffer in originals:
+            owner._buffers[name] = buffer.clone()
+        yield
+    finally:
+        for owner, name, buffer in originals:
+            owner._buffers[name] = buffer
+
+
+@contextmanager
+def without_side_effects(module: nn.Module, seed: int) -> Iterator[None]:
+    """A forward inside leaves neither buffers nor the random state changed; its dropout masks follow the seed."""
+    device = next(module.parameters()).device
+    with forked_random_state(device, seed), private_buffers(module):
+        yield

@@ -1,0 +1,321 @@
+"""What never changes is computed once: the outputs of a frozen backbone, and the features of the model before training.
+
+A text model whose encoder is frozen spends nearly all its time on recomputing constants. [`FrozenBackbone`] finds the
+first trainable layer, stores what flows into it for every sample, and lets the same model run from there:
+`model(frozen_features=..., labels=...)`.
+
+Shape suffixes: N samples, B batch, T tokens, D features.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_clidmu.batches import (
+    FEATURES_COLUMN,
+    CachedFeatures,
+    Collator,
+    evaluation_view,
+    fetch,
+    labels_of,
+    model_inputs,
+)
+from hf_clidmu.classifier import ClassifierOutput, ClassifierTap
+
+
+logger = logging.getLogger(__name__)
+
+
+def freeze_parameters(model: nn.Module, tap: ClassifierTap, freeze: str) -> list[str]:
+    """Stop the training of a part of the model.
+
+    Args:
+        model: the classifier.
+        tap: knows its last layer.
+        freeze: `backbone` freezes everything below the classification layers: what lies above the encoder (a pooler,
+            a dense layer, the last layer) trains. Anything else is a regular expression searched in parameter names.
+
+    Returns:
+        Names of the frozen parameters.
+
+    Raises:
+        ValueError: when nothing matches, or nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if freeze == "backbone":
+        prefix = getattr(model, "base_model_prefix", "")
+        inside = prefix + "." if prefix and hasattr(model, prefix) else ""
+        head = tuple(f"{tap.head_name}.{name}" for name, _ in tap.head.named_parameters())
+        frozen = [name for name in names if name.startswith(inside) and name not in head and ".pooler." not in name]
+    else:
+        frozen = [name for name in names if re.search(freeze, name)]
+    if not frozen:
+        raise ValueError(
+            f"freeze='{freeze}' matches no parameter; use 'backbone' or a regular expression over names like "
+            f"{', '.join(names[:2] + names[-2:])}"
+        )
+    if len(frozen) == len(names):
+        raise ValueError(f"freeze='{freeze}' matches every parameter: nothing would be trained")
+    parameters = dict(model.named_parameters())
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    return frozen
+
+
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """The topmost modules without any trainable parameter: their dropout and running statistics stay still, too."""
+    if not any(True for _ in model.parameters()):
+        return []
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return [model]
+    return [module for child in model.children() for module in frozen_modules(child)]
+
+
+@dataclass
+class Encoded:
+    """Features of a whole dataset, row by row.
+
+    Attributes:
+        features_ND: inputs of the last layer.
+        logits_NC: the model's predictions.
+        general_ND: general-purpose features: the mean token state of a text encoder, `features_ND` otherwise.
+        cut_ND: inputs of the first trainable layer, for a frozen backbone.
+        labels_N: the dataset's labels, or None.
+    """
+
+    features_ND: Tensor
+    logits_NC: Tensor
+    general_ND: Tensor
+    cut_ND: Tensor | None
+    labels_N: Tensor | None
+
+
+class FrozenBackbone:
+    """A text classifier that can start from the stored output of its frozen part.
+
+    Use [`find`] to build one. It is checked on real samples before it is used: the model run from the stored vector
+    must give the logits it gives from the tokens.
+
+    Args:
+        cut: the first trainable layer that a forward passes.
+        is_head: whether that is the last layer itself.
+        vocabulary_token: any token id that is not padding; it stands in for the text.
+    """
+
+    def __init__(self, tap: ClassifierTap, cut: nn.Module, vocabulary_token: int):
+        self.tap = tap
+        self.cut = cut
+        self.is_head = cut is tap.head
+        self.vocabulary_token = vocabulary_token
+        self._stored_BD: Tensor | None = None
+
+    @classmethod
+    def find(cls, model: nn.Module, tap: ClassifierTap, inputs: Mapping[str, Tensor]) -> "FrozenBackbone | None":
+        """Where the trainable part of `model` begins, or None where it cannot be cut off there.
+
+        Args:
+            model: in any mode; it is probed in evaluation mode and left as it was.
+            tap: knows its last layer.
+            inputs: a batch, without labels.
+        """
+        frozen = any(not parameter.requires_grad for parameter in model.parameters())
+        if not frozen or "input_ids" not in inputs:
+            return None
+        pad_token = getattr(getattr(model, "config", None), "pad_token_id", None)
+        backbone = None
+        calls: list[tuple[nn.Module, Any]] = []
+        handles = [
+            module.register_forward_pre_hook(lambda module, args: calls.append((module, args[0] if args else None)))
+            for module in model.modules()
+            if any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        ]
+        with torch.no_grad(), evaluating(model):
+            try:
+                expected_BC = tap.forward(model, inputs).logits_BC
+            finally:
+                for handle in handles:
+                    handle.remove()
+            first, entering = calls[0]
+            once = sum(module is first for module, _ in calls) == 1
+            if once and isinstance(entering, Tensor) and (first is tap.head or entering.ndim == 2):
+                backbone = cls(tap, first, vocabulary_token=0 if pad_token != 0 else 1)
+                cut_BD = backbone.encode_batch(model, inputs)[1]
+                handles = backbone.install(model)
+                actual_BC = tap.forward(model, {FEATURES_COLUMN: cut_BD}).logits_BC
+                for handle in handles:
+                    handle.remove()
+                if not torch.allclose(actual_BC, expected_BC, rtol=1e-4, atol=1e-5):
+                    backbone = None
+        if backbone is None:
+            logger.warning("The frozen part of the model cannot be separated: it is computed anew in every step.")
+        return backbone
+
+    def encode_batch(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[ClassifierOutput, Tensor]:
+        """One forward, and what flows into the cut in it, (B, D)."""
+        entering: list[Tensor] = []
+        handle = self.cut.register_forward_pre_hook(lambda _, args: entering.append(args[0].detach()))
+        try:
+            output = self.tap.forward(model, inputs)
+        finally:
+            handle.remove()
+        return output, (output.features_BD if self.is_head else entering[0].float())
+
+    def install(self, model: nn.Module) -> list[Any]:
+        """From now on `model(frozen_features=..., ...)` runs from the stored vectors.
+
+        The frozen part still runs on a stand-in of one token per sample, which costs next to nothing; its result is
+        replaced at the cut. So every wrapper, hook and output class of the model works as ever. Other inputs are not
+        touched.
+
+        Returns:
+            Handles that remove it again.
+        """
+        return [
+            model.register_forward_pre_hook(self._replace_inputs, with_kwargs=True),
+            self.cut.register_forward_pre_hook(self._replace_entering),
+        ]
+
+    def _replace_inputs(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        self._stored_BD = kwargs.get(FEATURES_COLUMN)
+        if self._stored_BD is None:
+            return args, kwargs
+        kwargs = {key: value for key, value in kwargs.items() if key != FEATURES_COLUMN}
+        shape, device = (len(self._stored_BD), 1), self._stored_BD.device
+        kwargs["input_ids"] = torch.full(shape, self.vocabulary_token, device=device)
+        kwargs["attention_mask"] = torch.ones(shape, dtype=torch.long, device=device)
+        return args, kwargs
+
+    def _replace_entering(self, module: nn.Module, args: tuple) -> tuple:
+        if self._stored_BD is None:
+            return args
+        stored = self._stored_BD.to(args[0].dtype)
+        return (stored.reshape(args[0].shape), *args[1:])
+
+
+@torch.no_grad()
+def encode(
+    model: nn.Module,
+    tap: ClassifierTap,
+    dataset: Any,
+    collate: Collator,
+    batch_size: int,
+    device: torch.device,
+    backbone: FrozenBackbone | None = None,
+    rows: list[int] | None = None,
+) -> Encoded:
+    """Features of a dataset by the model as it is, in evaluation mode, kept on the CPU.
+
+    Args:
+        model: the bare classifier.
+        tap: reads it.
+        dataset: map-style; its evaluation view is used where it has one.
+        collate: makes a batch of samples.
+        batch_size: samples a forward.
+        device: where to compute.
+        backbone: also store what flows into its cut.
+        rows: only these rows, in this order; None takes all.
+
+    Returns:
+        Features in the order of `rows`.
+    """
+    dataset = evaluation_view(dataset)
+    rows = list(range(len(dataset))) if rows is None else rows
+    samples = fetch(dataset, rows)
+    lengths = [len(sample["input_ids"]) if "input_ids" in sample else 0 for sample in samples]
+    order = sorted(range(len(rows)), key=lengths.__getitem__)  # similar lengths together: little padding
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("features", "logits", "general", "cut", "labels")}
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            batch = collate([samples[i] for i in order[start : start + batch_size]])
+            labels_B = labels_of(batch)
+            if labels_B is not None:
+                columns["labels"].append(labels_B)
+            inputs = model_inputs(batch, device)
+            with _token_states(model) as states:
+                if backbone is None:
+                    output = tap.forward(model, inputs)
+                else:
+                    output, cut_BD = backbone.encode_batch(model, inputs)
+                    columns["cut"].append(cut_BD.cpu())
+            columns["features"].append(output.features_BD.cpu())
+            columns["logits"].append(output.logits_BC.cpu())
+            columns["general"].append(_mean_token(states, inputs, output.features_BD).cpu())
+    back = torch.empty(len(order), dtype=torch.long)
+    back[torch.tensor(order)] = torch.arange(len(order))
+    whole = {name: torch.cat(parts)[back] if parts else None for name, parts in columns.items()}
+    assert whole["features"] is not None and whole["logits"] is not None and whole["general"] is not None
+    return Encoded(whole["features"], whole["logits"], whole["general"], whole["cut"], whole["labels"])
+
+
+@dataclass
+class FeatureTable:
+    """Features of some rows of a dataset, found by sample index.
+
+    Args:
+        rows: sample indices.
+        features_RD: their features, in the order of `rows`.
+    """
+
+    rows: list[int]
+    features_RD: Tensor
+
+    def __post_init__(self) -> None:
+        self._position = torch.full((max(self.rows) + 1,), -1)
+        self._position[torch.tensor(self.rows)] = torch.arange(len(self.rows))
+
+    def lookup(self, index_B: Tensor) -> Tensor:
+        """Features of these samples, (B, D), on the device of the indices."""
+        return self.features_RD[self._position[index_B.cpu()]].to(index_B.device)
+
+
+def cached(encoded: Encoded) -> CachedFeatures:
+    """A dataset of what flows into the cut."""
+    if encoded.cut_ND is None:
+        raise ValueError("the dataset was encoded without a frozen backbone")
+    return CachedFeatures(encoded.cut_ND, encoded.labels_N)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _token_states(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the last hidden states of the base model, where it has token states."""
+    base = getattr(model, "base_model", None)
+    states: list[Tensor] = []
+
+    def listen(_: nn.Module, args: tuple, output: Any) -> None:
+        state = output.get("last_hidden_state") if isinstance(output, Mapping) else None
+        if state is not None:
+            states.append(state)
+
+    handle = base.register_forward_hook(listen) if isinstance(base, nn.Module) and base is not model else None
+    try:
+        yield states
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _mean_token(states: list[Tensor], inputs: Mapping[str, Tensor], features_BD: Tensor) -> Tensor:
+    """The mean token state of a text; a better judge of meaning than a classification token nobody trained yet."""
+    mask_BT = inputs.get("attention_mask")
+    if not states or states[-1].ndim != 3 or mask_BT is None or mask_BT.shape != states[-1].shape[:2]:
+        return features_BD
+    mask_BT1 = mask_BT[:, :, None].to(states[-1].dtype)
+    return ((states[-1] * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1).clamp(min=1)).float()

@@ -1,0 +1,173 @@
+"""Which state of the model to keep: snapshots ranked by CLID, and what to make of the best k.
+
+No label is read here. A snapshot holds what training can change (trainable parameters and buffers), as safetensors.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+SNAPSHOT_MODES = ("single", "soup", "ensemble")
+_INDEX_NAME = "snapshots.json"
+
+
+@dataclass
+class Snapshot:
+    """One evaluated state of a run.
+
+    Attributes:
+        step: optimiser steps taken.
+        clid: Cross-Layer Information Divergence on the judge set; lower is better.
+        file: name of the weights in the snapshot folder, or None where they were not kept.
+    """
+
+    step: int
+    clid: float
+    file: str | None = None
+
+
+class Snapshots:
+    """The best k states of a run by CLID.
+
+    Args:
+        folder: where the weights are kept; made when the first snapshot comes.
+        top_k: how many to keep.
+        writes: whether this process writes files (one process of a distributed run does).
+    """
+
+    def __init__(self, folder: str | Path, top_k: int, writes: bool = True):
+        if top_k < 1:
+            raise ValueError(f"snapshot_top_k must be at least 1, got {top_k}")
+        self.folder = Path(folder)
+        self.top_k = top_k
+        self.writes = writes
+        self.history: list[Snapshot] = []
+
+    def add(self, step: int, clid: float, model: nn.Module) -> bool:
+        """Record an evaluated state, and keep its weights if it is among the best k so far.
+
+        A CLID that is not finite ranks last and is never kept.
+
+        Returns:
+            Whether it is the best so far.
+        """
+        self.history = [snapshot for snapshot in self.history if snapshot.step != step]
+        snapshot = Snapshot(step, float(clid))
+        self.history.append(snapshot)
+        ranked = self.ranked()
+        if snapshot in ranked[: self.top_k]:
+            snapshot.file = f"step-{step}.safetensors"
+            self._write(snapshot.file, changing_state(model))
+        for dropped in ranked[self.top_k :]:
+            if dropped.file is not None:
+                if self.writes:
+                    (self.folder / dropped.file).unlink(missing_ok=True)
+                dropped.file = None
+        self._write_index()
+        return bool(ranked) and ranked[0] is snapshot
+
+    def ranked(self) -> list[Snapshot]:
+        """All finite snapshots, best first; of equal ones the earlier."""
+        finite = [snapshot for snapshot in self.history if torch.isfinite(torch.tensor(snapshot.clid))]
+        return sorted(finite, key=lambda snapshot: (snapshot.clid, snapshot.step))
+
+    @property
+    def best(self) -> Snapshot | None:
+        """The snapshot with the lowest CLID, or None before the first evaluation."""
+        ranked = self.ranked()
+        return ranked[0] if ranked else None
+
+    @property
+    def kept(self) -> list[Snapshot]:
+        """The snapshots whose weights are there, best first."""
+        return [snapshot for snapshot in self.ranked() if snapshot.file is not None]
+
+    def weights(self, snapshot: Snapshot) -> dict[str, Tensor]:
+        """The weights of a snapshot, on the CPU.
+
+        Raises:
+            FileNotFoundError: when they were not kept, or the file is gone.
+        """
+        if snapshot.file is None or not (self.folder / snapshot.file).is_file():
+            raise FileNotFoundError(
+                f"the weights of the snapshot at step {snapshot.step} are not in {self.folder}: only the best "
+                f"{self.top_k} by CLID are kept"
+            )
+        return load_file(self.folder / snapshot.file)
+
+    def load_selected(self, model: nn.Module, mode: str = "single") -> None:
+        """Put the selected weights into the model: the best snapshot's, or for `soup` the mean of the best k.
+
+        An ensemble has no single set of weights: the model then holds the best member's.
+        """
+        kept = self.kept
+        if not kept:
+            return
+        states = [self.weights(snapshot) for snapshot in (kept if mode == "soup" else kept[:1])]
+        load_changing_state(model, states[0] if len(states) == 1 else mean_state(states))
+
+    def save_kept_state(self) -> list[dict]:
+        """The history as JSON values, for a checkpoint."""
+        return [asdict(snapshot) for snapshot in self.history]
+
+    def load_kept_state(self, history: Sequence[dict]) -> None:
+        """Continue a history. Snapshots made after it are forgotten; a kept one whose file is gone is not kept."""
+        self.history = [Snapshot(int(s["step"]), float(s["clid"]), s["file"]) for s in history]
+        for snapshot in self.history:
+            if snapshot.file is not None and not (self.folder / Path(snapshot.file).name).is_file():
+                snapshot.file = None
+
+    def _write(self, name: str, state: dict[str, Tensor]) -> None:
+        if not self.writes:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / (name + ".tmp")
+        save_file(state, unfinished, metadata={"format": "pt"})
+        unfinished.replace(self.folder / name)
+
+    def _write_index(self) -> None:
+        if not self.writes:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / (_INDEX_NAME + ".tmp")
+        unfinished.write_text(json.dumps(self.save_kept_state(), indent=1) + "\n", encoding="utf8")
+        unfinished.replace(self.folder / _INDEX_NAME)
+
+
+def changing_state(model: nn.Module) -> dict[str, Tensor]:
+    """Everything that training can change: trainable parameters and buffers, copied to the CPU."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+        if name not in frozen
+    }
+
+
+def load_changing_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put back what [`changing_state`] took.
+
+    Raises:
+        ValueError: when the state belongs to another model.
+    """
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    lost = sorted(trainable & set(missing))
+    if lost or unexpected:
+        raise ValueError(f"the snapshot does not fit the model: missing {lost[:5]}, unexpected {list(unexpected)[:5]}")
+
+
+def mean_state(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The average of several states (a model soup, arXiv 2203.05482); integers are taken from the first."""
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(first.dtype)
+        if first.is_floating_point()
+        else first
+        for name, first in states[0].items()
+    }

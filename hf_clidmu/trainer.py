@@ -1,0 +1,606 @@
+"""`CLIDMUTrainer`: a `transformers.Trainer` whose training step also asks how much each given label counts.
+
+Orchestration only. A batch walks through [`CLIDMUTrainer.training_step`] once: tap (one forward), look-ahead (an
+objective judges theta+), weighting (learns, then gives the loss), backward; the ledger listens.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+from hf_clidmu.batches import (
+    FEATURES_COLUMN,
+    INDEX_COLUMN,
+    IndexedDataset,
+    MetaBatches,
+    SampleCollator,
+    derive_seed,
+    labels_of,
+    model_inputs,
+    random_rows,
+)
+from hf_clidmu.classifier import ClassifierTap, forked_random_state, model_logits
+from hf_clidmu.config import CLIDMUConfig
+from hf_clidmu.judge import Judge
+from hf_clidmu.ledger import Ledger
+from hf_clidmu.lookahead import PERTURBATION_RADIUS, LookAhead, MetaBatch
+from hf_clidmu.objectives import get_objective
+from hf_clidmu.precompute import FeatureTable, FrozenBackbone, cached, encode, freeze_parameters, frozen_modules
+from hf_clidmu.snapshots import Snapshots, changing_state, load_changing_state
+from hf_clidmu.weighting import Weighting, WeightingBatch, get_weighting
+
+
+logger = logging.getLogger(__name__)
+
+STATE_FOLDER = "clidmu"
+STATE_VERSION = 1
+LEDGER_NAME = "ledger.parquet"
+SNAPSHOT_FOLDER = "snapshots"
+_DEFAULT_META_SIZE = 1000
+_HEAD_STEP_SIZE = 0.1
+# Streams of derived seeds, one per purpose.
+_WEIGHTING, _DRAWS, _META, _MASKS, _JUDGE = range(5)
+
+
+class CLIDMUTrainer(Trainer):
+    """Fine-tunes a classifier on labels that are partly wrong (CLID-MU, arXiv 2507.11807).
+
+    Everything a [`~transformers.Trainer`] does, it does. With plain `TrainingArguments`, or `weighting="none"`, it
+    trains like one, bit for bit.
+
+    Args:
+        model: a classifier of transformers (timm networks through `TimmWrapperForImageClassification`).
+        args: a [`CLIDMUConfig`]; plain `TrainingArguments` mean a plain Trainer.
+        data_collator, train_dataset, eval_dataset, processing_class: as in Trainer. Without an evaluation set, CLID is
+            still measured on training samples.
+        meta_dataset: samples that judge the look-ahead with `meta_source="dataset"`, without labels for CLID.
+        weighting: a [`Weighting`] of your own; None builds the one that `args.weighting` names.
+        kwargs: everything else that Trainer takes.
+
+    Raises:
+        ValueError: for models, datasets and launches that it cannot train; the message says what to do.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *,
+        meta_dataset: Any = None,
+        weighting: Weighting | None = None,
+        **kwargs: Any,
+    ):
+        self.config = args if isinstance(args, CLIDMUConfig) else None
+        self.reweights = weighting is not None or (self.config is not None and self.config.weighting != "none")
+        if self.reweights and self.config is None:
+            raise ValueError("a weighting needs its settings: pass args=CLIDMUConfig(...) instead of TrainingArguments")
+        # The judge needs no evaluation set, but Trainer insists on one where eval_strategy is not 'no'.
+        stand_in = train_dataset if self.config is not None and eval_dataset is None else eval_dataset
+        super().__init__(model, args, data_collator, train_dataset, stand_in, processing_class, **kwargs)
+        self.eval_dataset = eval_dataset
+        self.meta_dataset = meta_dataset
+        self.weighting = weighting
+        self.tap: ClassifierTap | None = None
+        self.backbone: FrozenBackbone | None = None
+        self.judge: Judge | None = None
+        self.ledger: Ledger | None = None
+        self.snapshots: Snapshots | None = None
+        self._judge_table: FeatureTable | None = None
+        self._encoded: dict[int, tuple[Any, Any]] = {}
+        self._meters: dict[str, list[Any]] = {}
+        self._meta_steps = 0
+        self._prepared = False
+        if self.config is None:
+            return
+
+        self._refuse_unsupported(train_dataset)
+        try:
+            self.tap = ClassifierTap(self.model, self.config.classifier_module)
+        except ValueError:
+            if self.reweights or self.config.freeze:
+                raise
+            logger.warning("The model is not a classifier that CLID can judge: no CLID, no snapshots, no ledger.")
+            return
+        if self.reweights:  # our loss is a mean over the batch, whatever the model would do with the batch's size
+            self.loss_is_scaled_for_ga = False
+            self.model_accepts_loss_kwargs = False
+        if self.config.freeze:
+            freeze_parameters(self.model, self.tap, self.config.freeze)
+        # Only labels that a loss of ours will see are checked: a plain Trainer may have uses for others.
+        self.data_collator = SampleCollator(self.data_collator, self.tap.num_labels if self.reweights else None)
+        self.snapshots = Snapshots(
+            Path(self.args.output_dir) / SNAPSHOT_FOLDER, self.config.snapshot_top_k, self.args.should_save
+        )
+
+    # ---- one step ------------------------------------------------------------------------------------------------
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One forward of the batch, a look-ahead judged on the meta batch, one backward of the weighted loss."""
+        if not self.reweights:
+            return super().training_step(model, inputs, num_items_in_batch)
+        assert self.tap is not None and self.weighting is not None
+        model.train()
+        inputs, labels_B, index_B = self._split(inputs)
+
+        output = self.tap.forward(model, inputs, remember_random_state=self.lookahead.repeats_forward)
+        batch = WeightingBatch(output.logits_BC, output.features_BD, labels_B, index_B)
+        if self._meta_step_is_due():
+            batch = self.weighting.sample(batch, self._draws(0))
+            meta, step_size = self._next_meta_batch(batch), self._step_size()
+            module, gradient_BC = self._bare(model), self.weighting.loss_gradient(batch)
+            judgement = self.lookahead(module, inputs, output, gradient_BC, meta, step_size, self.optimizer)
+            batch = self.weighting.learn(batch, judgement.logit_tangent_BC, step_size, self.lookahead.average)
+            self._meter("meta_loss", judgement.meta_loss)
+        batch = self.weighting.sample(batch, self._draws(1))
+        loss = self._loss(batch) / self.current_gradient_accumulation_steps
+        self._listen(batch)
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _split(self, inputs: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+        index_B = inputs.get(INDEX_COLUMN)
+        inputs = self._prepare_inputs(inputs)
+        labels_B = labels_of(inputs)
+        if labels_B is None:
+            raise ValueError(
+                f"the training data has no column 'labels', only {', '.join(inputs)}; rename the column that holds the "
+                "given labels to 'labels'"
+            )
+        return model_inputs(inputs), labels_B, None if index_B is None else index_B.to(labels_B.device)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self._index_B = inputs.get(INDEX_COLUMN)  # for compute_loss, which gets what the model gets
+        inputs = super()._prepare_inputs({key: value for key, value in inputs.items() if key != INDEX_COLUMN})
+        if self.model.training:
+            for module in frozen_modules(self.model) if self.config is not None and self.config.freeze else ():
+                module.eval()
+        return inputs
+
+    def _meta_step_is_due(self) -> bool:
+        step = self.state.global_step
+        return step >= self._warmup_steps and step % self.config.meta_every == 0
+
+    def _loss(self, batch: WeightingBatch) -> Tensor:
+        assert self.weighting is not None
+        if self.state.global_step < self._warmup_steps:
+            return nn.functional.cross_entropy(batch.logits_BC, batch.labels_B)
+        return self.weighting.real_loss(batch)
+
+    def _step_size(self) -> float:
+        if self.config.lookahead_lr is not None:
+            return self.config.lookahead_lr
+        return _HEAD_STEP_SIZE if self.config.scope == "head" else self._get_learning_rate()
+
+    def _next_meta_batch(self, batch: WeightingBatch) -> MetaBatch:
+        """The samples that judge this step; which ones depends on the seed and the number of the meta step alone."""
+        number, self._meta_steps = self._meta_steps, self._meta_steps + 1
+        if self.config.meta_source == "batch":
+            labels_M = batch.labels_B if self.lookahead.objective.needs_labels else None
+            return MetaBatch(None, labels_M, self._judge_features(batch.index_B))
+        raw = self.meta_batches.batch(number)
+        labels_M = labels_of(raw) if self.lookahead.objective.needs_labels else None
+        return MetaBatch(
+            inputs=model_inputs(raw, self.args.device),
+            labels_M=None if labels_M is None else labels_M.to(self.args.device),
+            judge_features_MD=self._judge_features(raw.get(INDEX_COLUMN)),
+            seed=derive_seed(self.args.seed, _MASKS, number, self.args.process_index),
+        )
+
+    def _judge_features(self, index_M: Tensor | None) -> Tensor | None:
+        if self._judge_table is None or index_M is None:
+            return None
+        return self._judge_table.lookup(index_M).to(self.args.device)
+
+    def _draws(self, purpose: int) -> torch.Generator:
+        """Random numbers of the weighting: a function of seed, step and process, so that a resumed run repeats them."""
+        micro_step = self._micro_step = self._micro_step + 1 if self._drawn_at == self.state.global_step else 0
+        self._drawn_at = self.state.global_step
+        seed = derive_seed(self.args.seed, _DRAWS, purpose, self.state.global_step, micro_step, self.args.process_index)
+        return torch.Generator(device=self.args.device).manual_seed(seed)
+
+    _micro_step, _drawn_at = 0, -1
+
+    def _bare(self, model: nn.Module) -> nn.Module:
+        return self.accelerator.unwrap_model(model, keep_torch_compile=False)
+
+    @torch.no_grad()
+    def _listen(self, batch: WeightingBatch) -> None:
+        assert self.weighting is not None
+        weight_B = self.weighting.weights(batch)
+        self._meter("weight_mean", weight_B.mean())
+        self._meter("weight_std", weight_B.std(correction=0))
+        if self.ledger is not None and batch.index_B is not None:
+            self.ledger.update(batch.index_B, batch.logits_BC, batch.labels_B, weight_B)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """As in Trainer; in plain training the ledger listens here."""
+        labels_B = labels_of(inputs)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        index_B = getattr(self, "_index_B", None)
+        if self.ledger is not None and index_B is not None and labels_B is not None and self.model.training:
+            logits = model_logits({"logits": outputs[1]} if isinstance(outputs, tuple) else outputs)
+            if logits.ndim == 2 and labels_B.ndim == 1:
+                self.ledger.update(index_B.to(labels_B.device), logits, labels_B)
+        return (loss, outputs) if return_outputs else loss
+
+    # ---- what a run needs ----------------------------------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; at the end the model is the one that CLID selected. Arguments and result are Trainer's."""
+        self._prepared = False
+        result = super().train(*args, **kwargs)
+        self.load_selected()
+        return result
+
+    def load_selected(self) -> None:
+        """Put the weights that CLID selected into the model (see `snapshot_mode`)."""
+        if self.snapshots is not None and self.config is not None:
+            self.accelerator.wait_for_everyone()
+            self.snapshots.load_selected(self.model, self.config.snapshot_mode)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in Trainer, over samples that carry their index."""
+        if self.tap is None or self.train_dataset is None:
+            return super().get_train_dataloader()
+        if self.is_in_train and not self._prepared:
+            self._prepare_run()
+        given, self.train_dataset = self.train_dataset, self._run_dataset
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset = given
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As in Trainer; the frozen part of the model runs over a dataset once."""
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        return super().get_eval_dataloader(self._from_cache(self.eval_dataset if eval_dataset is None else eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As in Trainer; the frozen part of the model runs over a dataset once."""
+        return super().get_test_dataloader(self._from_cache(test_dataset))
+
+    def _prepare_run(self) -> None:
+        """Everything that is computed once, before the first step, from the model as it then is."""
+        assert self.config is not None and self.tap is not None
+        self._prepared = True
+        self.tap = ClassifierTap(self.model, self.config.classifier_module)  # model_init may have made a new one
+        dataset = self.train_dataset
+        self._encoded.clear()
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            self._run_dataset = dataset
+            return
+        if len(dataset) == 0:
+            raise ValueError("the training dataset is empty")
+        dataset = IndexedDataset(dataset)
+        self._find_backbone(dataset)
+        self._run_dataset = self._from_cache(dataset)
+        self.ledger = Ledger(len(dataset), self.args.device) if self.config.keep_ledger else None
+        with forked_random_state(self.args.device):
+            self._prepare_judge(dataset)
+            if self.reweights:
+                self._prepare_meta_batches(dataset)
+
+    def _find_backbone(self, dataset: IndexedDataset) -> None:
+        if not (self.config.freeze and self.config.cache_frozen):
+            return
+        probe = self.data_collator([dataset[row] for row in range(min(2, len(dataset)))])
+        self.backbone = FrozenBackbone.find(self.model, self.tap, model_inputs(probe, self.args.device))
+        if self.backbone is not None:
+            # For the life of the model: it changes nothing for inputs without stored features.
+            self.backbone.install(self.model)
+
+    def _prepare_judge(self, dataset: IndexedDataset) -> None:
+        config = self.config
+        source = self.eval_dataset if config.judge_source == "eval" else dataset
+        if source is None or isinstance(source, dict):
+            raise ValueError("judge_source='eval' needs one eval_dataset (its labels are not read)")
+        rows = random_rows(len(source), min(config.judge_size, len(source)), self._seed(_JUDGE), "judge_size")
+        general_ND = self._encode(source, rows).general_ND if self._judges_by_pretrained() else None
+        self.judge = Judge(
+            tap=self.tap,
+            dataset=self._from_cache(source),
+            rows=rows,
+            collate=self.data_collator,
+            batch_size=self.args.per_device_eval_batch_size,
+            temperature=config.temperature,
+            features_ND=general_ND,
+        )
+
+    def _prepare_meta_batches(self, dataset: IndexedDataset) -> None:
+        config = self.config
+        source, size = dataset, config.meta_size
+        if config.meta_source == "dataset":
+            if self.meta_dataset is None:
+                raise ValueError("meta_source='dataset' needs a meta_dataset (for objective='clid' it needs no labels)")
+            source = IndexedDataset(self.meta_dataset)
+        elif config.meta_source == "subset" and size is None:
+            size = min(_DEFAULT_META_SIZE, len(dataset))
+        batch_size = config.meta_batch_size or self._train_batch_size
+        workers = self.args.dataloader_num_workers
+        rows: list[int] | None = None
+        if config.meta_source != "batch":
+            self.meta_batches = MetaBatches(
+                self._from_cache(source), size, batch_size, self.data_collator, self._seed(_META), workers
+            )
+            rows = self.meta_batches.rows
+        if self._judges_by_pretrained():
+            rows = list(range(len(source))) if rows is None else rows
+            self._judge_table = FeatureTable(rows, self._encode(source, rows).general_ND)
+
+    def _judges_by_pretrained(self) -> bool:
+        if self.config.judge_features != "auto":
+            return self.config.judge_features == "pretrained"
+        return bool(getattr(getattr(self.model, "config", None), "_name_or_path", ""))  # it was loaded, not made
+
+    def _encode(self, dataset: Any, rows: list[int] | None = None) -> Any:
+        return encode(
+            self._bare(self.model),
+            self.tap,
+            dataset,
+            self.data_collator,
+            self.args.per_device_eval_batch_size,
+            self.args.device,
+            self.backbone,
+            rows,
+        )
+
+    def _from_cache(self, dataset: Any) -> Any:
+        """The dataset as stored outputs of the frozen backbone, where there is one; the dataset itself otherwise."""
+        if self.backbone is None or dataset is None or isinstance(dataset, dict) or not hasattr(dataset, "__len__"):
+            return dataset
+        key = id(dataset.dataset) if isinstance(dataset, IndexedDataset) else id(dataset)
+        if key not in self._encoded:
+            with forked_random_state(self.args.device):
+                self._encoded[key] = (dataset, cached(self._encode(dataset)))  # holding the dataset keeps its id
+        return self._encoded[key][1]
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        # Before super(): it loads the checkpoint's state into what is built here.
+        if self.reweights:
+            self._build_weighting()
+        self._warmup_steps = self._warmup(self.state.max_steps)
+        return super()._prepare_for_training(*args, **kwargs)
+
+    _warmup_steps = 0
+
+    def _build_weighting(self) -> None:
+        config, tap = self.config, self.tap
+        with forked_random_state(self.args.device, self._seed(_WEIGHTING)):  # the same on all processes
+            if self.weighting is None:
+                self.weighting = get_weighting(config.weighting, tap.num_labels, tap.feature_size, config.kl_weight)
+        self.weighting.to(self.args.device, tap.weight_CD.dtype if tap.weight_CD.dtype == torch.float64 else None)
+        self.weighting.configure_optimizer(config.meta_optim, config.meta_learning_rate, config.meta_weight_decay)
+        half = torch.float16 if self.args.fp16 else torch.bfloat16 if self.args.bf16 else None
+        self.lookahead = LookAhead(
+            tap=tap,
+            objective=get_objective(config.objective, config.temperature, config.detach_normaliser),
+            scope=config.scope,
+            tangent=config.tangent,
+            lookahead=config.lookahead,
+            preconditioner=config.preconditioner,
+            radius=None if half is None else PERTURBATION_RADIUS[half],
+            average=self._average if self.accelerator.num_processes > 1 else None,
+        )
+        self.lookahead.parameters(self._bare(self.model))  # a scope that matches nothing fails now, not later
+
+    def _average(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [self.accelerator.reduce(tensor.contiguous(), reduction="mean") for tensor in tensors]
+
+    def _warmup(self, max_steps: int) -> int:
+        given = 0 if self.config is None else self.config.meta_warmup_steps
+        return int(given * max_steps) if given < 1 else int(given)
+
+    def _seed(self, purpose: int) -> int:
+        return derive_seed(self.args.seed, purpose)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            self._signature_columns += [INDEX_COLUMN, FEATURES_COLUMN]
+
+    def _refuse_unsupported(self, train_dataset: Any) -> None:
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs without a launcher would run nn.DataParallel, which is not supported: start "
+                "the script with 'accelerate launch' or 'torchrun', or make one GPU visible (CUDA_VISIBLE_DEVICES=0)"
+            )
+        if not self.reweights:
+            return
+        engine = "FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else None
+        if engine is not None:
+            raise ValueError(f"{engine} is not supported yet: use DDP (accelerate launch --multi_gpu), or weighting='none'")
+        if isinstance(train_dataset, IterableDataset) and self.config.meta_source == "subset":
+            raise ValueError(
+                "a streaming training dataset has no rows to draw meta batches from: use meta_source='batch' or "
+                "meta_source='dataset'"
+            )
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As in Trainer, with `eval_clid`: CLID of the model on the judge set. Works without an evaluation set."""
+        given = self.eval_dataset if eval_dataset is None else eval_dataset
+        ours = self.judge is not None and metric_key_prefix == "eval"
+        metrics: dict[str, float] = {}
+        if given is not None or not ours:
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if not ours:
+            return metrics
+        if "eval_clid" not in metrics:  # no single evaluation loop carried it
+            metrics["eval_clid"] = self.judge.clid(self._bare(self.model), self.args.device)
+            self.log({"eval_clid": metrics["eval_clid"]})
+            if given is None:
+                self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.is_in_train and self.snapshots is not None:
+            self.snapshots.add(self.state.global_step, metrics["eval_clid"], self.model)
+        return metrics
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer, with `eval_clid` among the metrics of the evaluation set."""
+        output = super().evaluation_loop(*args, **kwargs)
+        if self.judge is not None and kwargs.get("metric_key_prefix") == "eval":
+            output.metrics["eval_clid"] = self.judge.clid(self._bare(self.model), self.args.device)
+        return output
+
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
+        """As in Trainer. With `snapshot_mode="ensemble"` the predictions are log mean probabilities of the best k."""
+        ensemble = self.config is not None and self.config.snapshot_mode == "ensemble" and not self.is_in_train
+        if ensemble and self.snapshots is not None and len(self.snapshots.kept) > 1:
+            return self.predict_ensemble(test_dataset, ignore_keys, metric_key_prefix)
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+
+    def predict_ensemble(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> Any:
+        """Predictions of the best k snapshots together: log of their mean probabilities, in place of logits.
+
+        The model keeps the weights it has. Metrics are those of `compute_metrics`, without the loss.
+        """
+        if self.snapshots is None or not self.snapshots.kept:
+            raise ValueError("there are no snapshots to predict with: train with an eval_strategy other than 'no'")
+        probability_NC: np.ndarray | float = 0.0
+        members = self.snapshots.kept
+        with self._restored():
+            for member in members:
+                load_changing_state(self.model, self.snapshots.weights(member))
+                output = super().predict(test_dataset, ignore_keys, metric_key_prefix)
+                logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+                shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+                probability_NC = probability_NC + shifted / shifted.sum(axis=1, keepdims=True) / len(members)
+        log_probability_NC = np.log(np.clip(probability_NC, np.finfo(np.float32).tiny, None)).astype(np.float32)
+        metrics = {key: value for key, value in output.metrics.items() if not key.endswith("_loss")}
+        if self.compute_metrics is not None and output.label_ids is not None:
+            scores = self.compute_metrics(EvalPrediction(log_probability_NC, output.label_ids))
+            metrics.update({f"{metric_key_prefix}_{key}": value for key, value in scores.items()})
+        return output._replace(predictions=log_probability_NC, metrics=metrics)
+
+    @contextmanager
+    def _restored(self) -> Iterator[None]:
+        before = changing_state(self.model)
+        try:
+            yield
+        finally:
+            load_changing_state(self.model, before)
+
+    # ---- logging and state ---------------------------------------------------------------------------------------
+
+    def _meter(self, name: str, value: Tensor) -> None:
+        total, count = self._meters.get(name, (0.0, 0))
+        self._meters[name] = [total + value.detach(), count + 1]  # stays on the device until the next log
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As in Trainer, with the meta step's means since the last log: `meta_loss` (`clid`), weight mean and spread."""
+        if "loss" in logs and self._meters:
+            logs.update({name: float(total) / count for name, (total, count) in self._meters.items()})
+            if "meta_loss" in logs and self.config.objective == "clid":
+                logs["clid"] = logs["meta_loss"]
+            self._meters.clear()
+        super().log(logs, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in Trainer; the ledger is written beside a model that is saved for use."""
+        super().save_model(output_dir, _internal_call)
+        if self.ledger is not None and not _internal_call and self.args.should_save:
+            self.ledger.save(Path(output_dir or self.args.output_dir) / LEDGER_NAME)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.config is None or not self.args.should_save:
+            return
+        folder = Path(output_dir) / STATE_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, state in self._tensor_state().items():
+            if state:
+                save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
+        history = self.snapshots.save_kept_state() if self.snapshots is not None else []
+        values = {"version": STATE_VERSION, "meta_steps": self._meta_steps, "snapshots": history}
+        (folder / "state.json").write_text(json.dumps(values) + "\n", encoding="utf8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or self.config is None:
+            return
+        folder = Path(checkpoint) / STATE_FOLDER
+        if not (folder / "state.json").is_file():
+            raise ValueError(
+                f"{checkpoint} has no folder '{STATE_FOLDER}': it was not written by CLIDMUTrainer, or not completely. "
+                "Start without resume_from_checkpoint, or from another checkpoint"
+            )
+        values = json.loads((folder / "state.json").read_text(encoding="utf8"))
+        if values.get("version") != STATE_VERSION:
+            raise ValueError(f"{folder} has format {values.get('version')}, this version reads {STATE_VERSION}")
+        self._meta_steps = int(values["meta_steps"])
+        if self.snapshots is not None:
+            self.snapshots.load_kept_state(values["snapshots"])
+        saved = {name: load_file(folder / f"{name}.safetensors") for name in _present(folder)}
+        if self.weighting is not None:
+            self.weighting.load_state_dict(saved.get("weighting", {}))
+            _load_optimizer_tensors(self.weighting.optimizer, saved.get("weighting_optimizer", {}))
+        if self.ledger is not None and "ledger" in saved:
+            self.ledger.load_state_dict(saved["ledger"])
+        # Of the model before training, which a resumed run no longer has.
+        features = saved.get("judge_features", {})
+        if self.judge is not None and "judge" in features:
+            self.judge.features_ND = features["judge"]
+        if self._judge_table is not None and "meta" in features:
+            self._judge_table = FeatureTable(self._judge_table.rows, features["meta"])
+
+    def _tensor_state(self) -> dict[str, Mapping[str, Tensor]]:
+        features = {
+            "judge": None if self.judge is None else self.judge.features_ND,
+            "meta": None if self._judge_table is None else self._judge_table.features_RD,
+        }
+        return {
+            "weighting": {} if self.weighting is None else self.weighting.state_dict(),
+            "weighting_optimizer": {} if self.weighting is None else _optimizer_tensors(self.weighting.optimizer),
+            "ledger": {} if self.ledger is None else self.ledger.state_dict(),
+            "judge_features": {name: value for name, value in features.items() if value is not None},
+        }
+
+
+def _present(folder: Path) -> list[str]:
+    return sorted(entry.removesuffix(".safetensors") for entry in os.listdir(folder) if entry.endswith(".safetensors"))
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors: no pickle."""
+    if optimizer is None:
+        return {}
+    state = optimizer.state_dict()["state"]
+    return {f"{number}.{key}": torch.as_tensor(value) for number, slot in state.items() for key, value in slot.items()}
+
+
+def _load_optimizer_tensors(optimizer: torch.optim.Optimizer | None, tensors: Mapping[str, Tensor]) -> None:
+    if optimizer is None or not tensors:
+        return
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        number, key = name.split(".", 1)
+        state.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

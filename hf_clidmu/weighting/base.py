@@ -1,0 +1,179 @@
+"""What every weighting shares: the batch it sees, and how it learns from a logit tangent.
+
+A weighting shapes the loss of the given labels. It never sees the backbone: all it knows of a batch are logits,
+features, labels and sample indices, and all it is told of the look-ahead is the *logit tangent*, the direction in
+which the logits move when the classifier follows the objective's gradient.
+
+Shape suffixes: B samples of the training batch, C classes, D features.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class WeightingBatch:
+    """All that a weighting may know of a training batch.
+
+    Attributes:
+        logits_BC: outputs of the classifier, attached to its graph.
+        features_BD: inputs of the classifier's last layer, detached.
+        labels_B: the given labels, possibly wrong.
+        index_B: stable sample indices, or None where the dataset has none.
+        noise_BC: standard normal draws, for weightings that sample (see [`Weighting.sample`]).
+        weight_B: per-sample weights that were found for this very batch (see [`FreeWeighting`]).
+    """
+
+    logits_BC: Tensor
+    features_BD: Tensor
+    labels_B: Tensor
+    index_B: Tensor | None = None
+    noise_BC: Tensor | None = None
+    weight_B: Tensor | None = None
+
+    def with_logits(self, logits_BC: Tensor) -> "WeightingBatch":
+        """The same batch with other logits: the point at which a weighting is differentiated."""
+        return replace(self, logits_BC=logits_BC)
+
+
+class Weighting(nn.Module, ABC):
+    """How much a given label counts, as a module with parameters phi.
+
+    Subclasses implement [`inner_loss`] and [`weights`]. Everything else has a default: [`learn`] computes the
+    hypergradient by automatic differentiation and takes one step of the weighting's own optimiser.
+    """
+
+    optimizer: torch.optim.Optimizer | None = None
+
+    @abstractmethod
+    def inner_loss(self, batch: WeightingBatch) -> Tensor:
+        """The shaped loss of the given labels: a scalar, differentiable in `batch.logits_BC` and in phi.
+
+        A pure function of its input: draws come with the batch, so that the look-ahead and the hypergradient see the
+        same ones.
+        """
+
+    @abstractmethod
+    def weights(self, batch: WeightingBatch) -> Tensor:
+        """How much each label counts now, (B,), mean about 1 where that has a meaning; for the record, not the loss."""
+
+    def outer_penalty(self, batch: WeightingBatch) -> Tensor | None:
+        """A regulariser of phi, added to the meta objective. Default: none."""
+        return None
+
+    def sample(self, batch: WeightingBatch, generator: torch.Generator | None = None) -> WeightingBatch:
+        """The batch with fresh random draws, for weightings that need them. Default: unchanged."""
+        return batch
+
+    def loss_gradient(self, batch: WeightingBatch) -> Tensor:
+        """`dL/dz` of the inner loss, (B, C), detached: all that the look-ahead needs to know of it."""
+        with torch.enable_grad(), torch.autocast(device_type=batch.logits_BC.device.type, enabled=False):
+            logits_BC = batch.logits_BC.detach().requires_grad_()
+            (gradient_BC,) = torch.autograd.grad(self.real_loss(batch.with_logits(logits_BC)), logits_BC)
+        return gradient_BC
+
+    def real_loss(self, batch: WeightingBatch) -> Tensor:
+        """The inner loss with phi held fixed, for the real update: its backward leaves nothing on phi."""
+        self.requires_grad_(False)
+        try:
+            return self.inner_loss(batch)
+        finally:
+            self.requires_grad_(True)
+
+    def hypergradient(self, batch: WeightingBatch, logit_tangent_BC: Tensor, step_size: float) -> list[Tensor]:
+        """Gradient of the meta objective with respect to phi, through one look-ahead step.
+
+        With l the inner loss, zdot the logit tangent and eta the step size:
+        `dM/dphi = -eta * d/dphi <dl/dz(z, h; phi), zdot>`, plus the gradient of [`outer_penalty`].
+
+        Args:
+            batch: the training batch; its logits and features are constants here.
+            logit_tangent_BC: (B, C), `J_theta z(theta) D u` with u the objective's gradient at the look-ahead.
+            step_size: eta of the look-ahead.
+
+        Returns:
+            One gradient per parameter, in the order of `parameters()`.
+        """
+        phi = list(self.parameters())
+        with torch.enable_grad(), torch.autocast(device_type=batch.logits_BC.device.type, enabled=False):
+            logits_BC = batch.logits_BC.detach().requires_grad_()
+            at_logits = batch.with_logits(logits_BC)
+            (loss_gradient_BC,) = torch.autograd.grad(self.inner_loss(at_logits), logits_BC, create_graph=True)
+            outer = -step_size * (loss_gradient_BC * logit_tangent_BC).sum()
+            penalty = self.outer_penalty(at_logits)
+            if penalty is not None:
+                outer = outer + penalty
+            gradients = torch.autograd.grad(outer, phi, allow_unused=True)
+        return [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(phi, gradients, strict=True)
+        ]
+
+    def learn(
+        self,
+        batch: WeightingBatch,
+        logit_tangent_BC: Tensor,
+        step_size: float,
+        average: Callable[[list[Tensor]], list[Tensor]] | None = None,
+    ) -> WeightingBatch:
+        """One meta step: phi follows the hypergradient.
+
+        Args:
+            batch: the training batch.
+            logit_tangent_BC: (B, C), see [`hypergradient`].
+            step_size: eta of the look-ahead.
+            average: averages gradients over processes; None for a single process.
+
+        Returns:
+            The batch to compute the real loss with: the same one, unless the weighting attaches what it found.
+        """
+        if self.optimizer is None:
+            raise RuntimeError("call configure_optimizer() before learn()")
+        gradients = self.hypergradient(batch, logit_tangent_BC, step_size)
+        if average is not None:
+            gradients = average(gradients)
+        phi = list(self.parameters())
+        for parameter, gradient in zip(phi, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return batch
+
+    def configure_optimizer(self, name: str, learning_rate: float, weight_decay: float) -> None:
+        """Give the weighting its optimiser: `adam` or plain `sgd`. A weighting without parameters needs none."""
+        phi = list(self.parameters())
+        if not phi:
+            return
+        if name == "adam":
+            self.optimizer = torch.optim.Adam(phi, lr=learning_rate, weight_decay=weight_decay)
+        elif name == "sgd":
+            self.optimizer = torch.optim.SGD(phi, lr=learning_rate, weight_decay=weight_decay)
+        else:
+            raise ValueError(f"meta_optim must be 'adam' or 'sgd', got '{name}'")
+
+
+class SampleWeighting(Weighting):
+    """Weightings that are one number per sample: `l = sum_i w_i CE_i` with the weights scaled to sum one."""
+
+    @abstractmethod
+    def raw_weights(self, batch: WeightingBatch) -> Tensor:
+        """Non-negative weights, (B,), on any scale."""
+
+    def normalised_weights(self, batch: WeightingBatch) -> Tensor:
+        """The weights of the batch, (B,), summing to one; all zero where no sample has any weight."""
+        weight_B = self.raw_weights(batch)
+        total = weight_B.sum()
+        return weight_B / torch.where(total > 0, total, torch.ones_like(total))
+
+    def inner_loss(self, batch: WeightingBatch) -> Tensor:
+        cross_entropy_B = F.cross_entropy(batch.logits_BC, batch.labels_B, reduction="none")
+        return (self.normalised_weights(batch) * cross_entropy_B).sum()
+
+    @torch.no_grad()
+    def weights(self, batch: WeightingBatch) -> Tensor:
+        return self.normalised_weights(batch) * len(batch.labels_B)
