@@ -20,6 +20,12 @@ def _full_precision(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
+def _inner_products(unit_NK: Tensor) -> Tensor:
+    """`x x^T`, (N, N). Autocast would compute it in half precision, and differences of CLID live in the 3rd digit."""
+    with torch.autocast(device_type=unit_NK.device.type, enabled=False):
+        return unit_NK @ unit_NK.T
+
+
 def feature_graph(features_ND: Tensor, temperature: float = DEFAULT_TEMPERATURE) -> Tensor:
     """Similarity graph of the hidden features (arXiv 2507.11807, the feature side of the divergence).
 
@@ -41,7 +47,7 @@ def feature_graph(features_ND: Tensor, temperature: float = DEFAULT_TEMPERATURE)
     if not temperature > 0:
         raise ValueError(f"temperature must be a positive number, got {temperature}")
     unit_ND = F.normalize(_full_precision(features_ND.detach()), dim=1, eps=_NORM_EPSILON)
-    return torch.softmax((unit_ND @ unit_ND.T).clamp(min=0) / temperature, dim=1)
+    return torch.softmax(_inner_products(unit_ND).clamp(min=0) / temperature, dim=1)
 
 
 def prediction_graph(logits_NC: Tensor, detach_normaliser: bool = True) -> Tensor:
@@ -62,7 +68,7 @@ def prediction_graph(logits_NC: Tensor, detach_normaliser: bool = True) -> Tenso
     """
     _check_matrix("logits_NC", logits_NC)
     unit_NC = F.normalize(torch.softmax(_full_precision(logits_NC), dim=1), dim=1, eps=_NORM_EPSILON)
-    similarity_NN = unit_NC @ unit_NC.T
+    similarity_NN = _inner_products(unit_NC)
     row_sum_N1 = similarity_NN.sum(dim=1, keepdim=True)
     return similarity_NN / (row_sum_N1.detach() if detach_normaliser else row_sum_N1)
 
@@ -101,12 +107,10 @@ def clid(
         raise ValueError(
             f"features_BD and logits_BC must describe the same samples, got {len(features_BD)} and {len(logits_BC)} rows"
         )
-    # Autocast would compute the two matrix products in half precision, and differences of CLID live in the 3rd digit.
-    with torch.autocast(device_type=logits_BC.device.type, enabled=False):
-        feature_graph_BB = feature_graph(features_BD, temperature)
-        prediction_graph_BB = prediction_graph(logits_BC, detach_normaliser)
-        log_feature_BB = torch.log(feature_graph_BB + _LOG_EPSILON).to(prediction_graph_BB.dtype)
-        return -(prediction_graph_BB * log_feature_BB).sum(dim=1).mean()
+    feature_graph_BB = feature_graph(features_BD, temperature)
+    prediction_graph_BB = prediction_graph(logits_BC, detach_normaliser)
+    log_feature_BB = torch.log(feature_graph_BB + _LOG_EPSILON).to(prediction_graph_BB.dtype)
+    return -(prediction_graph_BB * log_feature_BB).sum(dim=1).mean()
 
 
 def clid_in_chunks(

@@ -30,7 +30,7 @@ TANGENTS = ("auto", "closed_form", "finite_difference", "forward")
 PRECONDITIONERS = ("none", "adam")
 # Length of the perturbation in parameter space: the smaller, the smaller the curvature's share of the difference,
 # until rounding takes over. Measured against double backward; under bf16 a radius of 1e-3 is noise.
-PERTURBATION_RADIUS = {torch.float64: 1e-4, torch.float32: 1e-2, torch.bfloat16: 1e-1, torch.float16: 1e-1}
+PERTURBATION_RADIUS = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 1e-1}
 
 Average = Callable[[list[Tensor]], list[Tensor]]
 

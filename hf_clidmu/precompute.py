@@ -103,15 +103,16 @@ class FrozenBackbone:
     must give the logits it gives from the tokens.
 
     Args:
-        cut: the first trainable layer that a forward passes.
-        is_head: whether that is the last layer itself.
+        tap: reads the model.
+        cut: where the trainable part begins: its first layer, or the dropout right before it.
+        before_head: whether what flows into the cut are the last layer's inputs.
         vocabulary_token: any token id that is not padding; it stands in for the text.
     """
 
-    def __init__(self, tap: ClassifierTap, cut: nn.Module, vocabulary_token: int):
+    def __init__(self, tap: ClassifierTap, cut: nn.Module, before_head: bool, vocabulary_token: int):
         self.tap = tap
         self.cut = cut
-        self.is_head = cut is tap.head
+        self.before_head = before_head
         self.vocabulary_token = vocabulary_token
         self._stored_BD: Tensor | None = None
 
@@ -129,11 +130,13 @@ class FrozenBackbone:
             return None
         pad_token = getattr(getattr(model, "config", None), "pad_token_id", None)
         backbone = None
-        calls: list[tuple[nn.Module, Any]] = []
+        calls: list[tuple[nn.Module, Any, Any]] = []
+        still = {id(module) for top in frozen_modules(model) for module in top.modules()}
         handles = [
-            module.register_forward_pre_hook(lambda module, args: calls.append((module, args[0] if args else None)))
+            module.register_forward_hook(lambda module, args, out: calls.append((module, args[0] if args else None, out)))
             for module in model.modules()
             if any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+            or (isinstance(module, nn.Dropout) and id(module) not in still)
         ]
         with torch.no_grad(), evaluating(model):
             try:
@@ -141,10 +144,13 @@ class FrozenBackbone:
             finally:
                 for handle in handles:
                     handle.remove()
-            first, entering = calls[0]
-            once = sum(module is first for module, _ in calls) == 1
+            trained = [i for i, (module, _, _) in enumerate(calls) if not isinstance(module, nn.Dropout)]
+            first, entering, _ = calls[trained[0]]
+            once = sum(module is first for module, _, _ in calls) == 1
             if once and isinstance(entering, Tensor) and (first is tap.head or entering.ndim == 2):
-                backbone = cls(tap, first, vocabulary_token=0 if pad_token != 0 else 1)
+                # Dropout right before the first layer belongs to the trained part: it draws anew in every step.
+                before = [m for m, _, out in calls[: trained[0]] if out.shape == entering.shape and out.equal(entering)]
+                backbone = cls(tap, before[0] if before else first, first is tap.head, 0 if pad_token != 0 else 1)
                 cut_BD = backbone.encode_batch(model, inputs)[1]
                 handles = backbone.install(model)
                 actual_BC = tap.forward(model, {FEATURES_COLUMN: cut_BD}).logits_BC
@@ -164,7 +170,7 @@ class FrozenBackbone:
             output = self.tap.forward(model, inputs)
         finally:
             handle.remove()
-        return output, (output.features_BD if self.is_head else entering[0].float())
+        return output, (output.features_BD if self.before_head else entering[0].float())
 
     def install(self, model: nn.Module) -> list[Any]:
         """From now on `model(frozen_features=..., ...)` runs from the stored vectors.
@@ -194,7 +200,7 @@ class FrozenBackbone:
     def _replace_entering(self, module: nn.Module, args: tuple) -> tuple:
         if self._stored_BD is None:
             return args
-        stored = self._stored_BD.to(args[0].dtype)
+        stored, self._stored_BD = self._stored_BD.to(args[0].dtype), None  # once: a dropout may stand in two places
         return (stored.reshape(args[0].shape), *args[1:])
 
 

@@ -24,6 +24,7 @@ from .labels import (
     column_values,
     label_space,
     read_labels,
+    require_labels,
     stratified_sample,
 )
 from .noise import UNKNOWN, IntArray, NoiseRecord, measure_noise, symmetric_noise
@@ -199,6 +200,7 @@ def load_corpus(
     given_train = given["train"]
     if given_train is None:
         raise ValueError(_no_column(train, "label_column", found_label))
+    require_labels(given_train)
     space = label_space(given_train, clean["train"])
 
     tables: dict[str, _Split] = {}
@@ -257,30 +259,28 @@ def _check_settings(
 
 
 def _pick_splits(splits: dict[str, Dataset], wanted: dict[str, str | None]) -> dict[str, Dataset]:
-    """Assign splits to the roles train, validation and test."""
+    """Assign splits to the roles train, validation and test: first those asked for, then those named like a role."""
     picked: dict[str, str] = {}
     for role, name in wanted.items():
-        if name is not None:
-            if name not in splits:
-                raise ValueError(f"{role}_split={name!r} does not exist; the splits are {quote(list(splits))}.")
-            picked[role] = name
-        else:
-            candidates = [alias for alias in SPLIT_NAMES[role] if alias in splits]
-            if role == "train" and not candidates and len(splits) == 1:
-                candidates = list(splits)
-            if candidates:
-                picked[role] = candidates[0]
+        if name is None:
+            continue
+        if name not in splits:
+            raise ValueError(f"{role}_split={name!r} does not exist; the splits are {quote(list(splits))}.")
+        rival = next((other for other, taken in picked.items() if taken == name), None)
+        if rival is not None:
+            raise ValueError(f"Split {name!r} cannot serve as both {rival} and {role}.")
+        picked[role] = name
+    free = [name for name in splits if name not in picked.values()]
+    for role in wanted:
+        candidates = [alias for alias in SPLIT_NAMES[role] if alias in free]
+        if role == "train" and not candidates and len(splits) == 1:
+            candidates = free
+        if role not in picked and candidates:
+            picked[role] = candidates[0]
     if "train" not in picked:
-        raise ValueError(f"There is no training split among {quote(list(splits))}: name it with train_split.")
-    for role, name in list(picked.items()):
-        rivals = [other for other, other_name in picked.items() if other_name == name and other != role]
-        if rivals and wanted[role] is None:
-            del picked[role]
-        elif any(wanted[rival] is not None for rival in rivals):
-            raise ValueError(f"Split {name!r} cannot serve as both {role} and {rivals[0]}.")
-    if "train" not in picked:
+        taken_by = "".join(f", {name!r} serves as {role}" for role, name in picked.items())
         raise ValueError(
-            f"The only training split is used for another role: name it with train_split ({list(splits)})."
+            f"There is no training split among {quote(list(splits))}{taken_by}: name it with train_split."
         )
     for role, name in picked.items():
         if len(splits[name]) == 0:
@@ -402,11 +402,11 @@ def _encode(
     role: str, given: RawLabels | None, clean: RawLabels | None, space: LabelSpace, rows: int, *, optional: bool
 ) -> tuple[IntArray, IntArray | None] | None:
     """Map the labels of a split to classes; `None` when an optional split has no labels at all."""
-    clean_N = None if clean is None else space.encode(clean, allow_missing=True)
+    clean_N = None if clean is None else space.encode(clean)
     if role == "train":
-        assert given is not None  # found in the training split
-        return space.encode(given, allow_missing=False), clean_N
-    label_N = np.full(rows, UNKNOWN, dtype=np.int64) if given is None else space.encode(given, allow_missing=True)
+        assert given is not None  # load_corpus has seen to it
+        return space.encode(given), clean_N
+    label_N = np.full(rows, UNKNOWN, dtype=np.int64) if given is None else space.encode(given)
     if clean_N is not None:
         label_N = np.where(label_N == UNKNOWN, clean_N, label_N)
     missing = np.flatnonzero(label_N == UNKNOWN)

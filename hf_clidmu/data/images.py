@@ -8,7 +8,6 @@ state, which `transformers.set_seed` seeds, `Trainer` checkpoints, and PyTorch s
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -76,8 +75,7 @@ class ImageSpec:
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
-        if self.channels not in (1, 3):
-            raise ValueError(f"Models with 1 or 3 input channels are supported, this one has {self.channels}.")
+        _check_channels(self.channels)
         if self.height < 1 or self.width < 1:
             raise ValueError(f"The model's input size must be positive, got {self.height}x{self.width}.")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
@@ -160,6 +158,7 @@ def _spec_from_timm(config: Mapping[str, Any]) -> ImageSpec:
             "timm.data.resolve_model_data_config(model) makes one."
         )
     channels, height, width = (int(value) for value in size)
+    _check_channels(channels)
     return ImageSpec(
         channels,
         height,
@@ -217,6 +216,11 @@ def _spec_from_processor(processor: Any) -> ImageSpec:
         crop_pct,
         crop_mode,
     )
+
+
+def _check_channels(channels: int) -> None:
+    if channels not in (1, 3):
+        raise ValueError(f"Models with 1 or 3 input channels are supported, this one has {channels}.")
 
 
 def _rescale_factor(processor: Any) -> float:
@@ -349,7 +353,11 @@ def fit(image: Image.Image, spec: ImageSpec) -> Image.Image:
     else:
         extreme = max if spec.crop_mode == "center" else min
         ratio = extreme(scaled_width / width, scaled_height / height)
-        new_width, new_height = max(1, int(width * ratio + _ROUNDING)), max(1, int(height * ratio + _ROUNDING))
+        # As in timm: torchvision's Resize cuts fractions off, timm's ResizeKeepRatio rounds them.
+        cuts = spec.crop_mode == "center" and spec.height == spec.width
+        new_width, new_height = (
+            max(1, math.floor(side * ratio + _ROUNDING) if cuts else round(side * ratio)) for side in image.size
+        )
     if (new_width, new_height) != image.size:
         image = image.resize((new_width, new_height), spec.interpolation)
     return _crop_or_pad(image, spec)
@@ -569,7 +577,9 @@ class ImageSet(torch.utils.data.Dataset[dict[str, Any]]):
         """Return a view of the same rows through another transform; it shares the decoded images."""
         if not callable(transform):
             raise TypeError(f"transform must be callable on a PIL image, got {transform!r}.")
-        view = copy.copy(self)
+        # Not copy.copy, which goes through __getstate__ and so would drop the shared pixels.
+        view = type(self).__new__(type(self))
+        view.__dict__.update(self.__dict__)
         view.transform = transform
         return view
 

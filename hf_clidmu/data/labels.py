@@ -99,6 +99,24 @@ def read_labels(dataset: Dataset, column: str, split: str) -> RawLabels:
     return RawLabels(where, values, given, None)
 
 
+def require_labels(labels: RawLabels) -> None:
+    """Check that every row has a label.
+
+    Args:
+        labels: The labels of one split.
+
+    Raises:
+        ValueError: Rows have none; the message names the column, the rows and the first value.
+    """
+    rows = labels.missing_rows
+    if rows:
+        raise ValueError(
+            f"{labels.where}, {name_rows(rows)}: no label (the first is {_short(labels.given[rows[0]])}); None, empty "
+            "text and -1 mean that there is none. Drop such rows first, for instance with dataset.filter, or fill "
+            "them in. If -1 is one of the classes, renumber the classes from 0."
+        )
+
+
 @dataclass(frozen=True)
 class LabelSpace:
     """The classes of a corpus.
@@ -111,26 +129,18 @@ class LabelSpace:
     names: tuple[str, ...]
     indexed: bool
 
-    def encode(self, labels: RawLabels, *, allow_missing: bool) -> IntArray:
+    def encode(self, labels: RawLabels) -> IntArray:
         """Map labels to class indices.
 
         Args:
             labels: The labels of one split.
-            allow_missing: Whether rows may lack a label; they become -1.
 
         Returns:
-            (N,) class indices.
+            (N,) class indices, -1 where the label is missing.
 
         Raises:
-            ValueError: A label is missing although it may not be, or is none of the classes.
+            ValueError: A label is none of the classes.
         """
-        if not allow_missing and labels.missing_rows:
-            rows = labels.missing_rows
-            raise ValueError(
-                f"{labels.where}, {name_rows(rows)}: no label (the first is {_short(labels.given[rows[0]])}); None, "
-                "empty text and -1 mean that there is none. Drop such rows first, for instance with "
-                f"dataset.filter, or fill them in. Other negative classes have to be renumbered from 0."
-            )
         index = {name: i for i, name in enumerate(self.names)}
         encoded = np.full(len(labels.values), UNKNOWN, dtype=np.int64)
         for row, value in enumerate(labels.values):

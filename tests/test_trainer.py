@@ -1,0 +1,489 @@
+"""The trainer: indistinguishable from Trainer without a weighting, and what it adds with one."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_models import NUM_LABELS, TEXT, VISION, tiny_batch, tiny_classifier
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments, default_data_collator
+
+from hf_clidmu.batches import INDEX_COLUMN
+from hf_clidmu.config import CLIDMUConfig
+from hf_clidmu.trainer import LEDGER_NAME, CLIDMUTrainer
+from hf_clidmu.weighting import Weighting, available_weightings
+
+
+class Samples(Dataset):
+    """A tiny in-memory dataset that fits an architecture."""
+
+    def __init__(self, name, size=40, seed=0, labels=True):
+        self.inputs, self.labels_N = tiny_batch(name, size=size, seed=seed)
+        self.has_labels = labels
+
+    def __len__(self):
+        return len(self.labels_N)
+
+    def __getitem__(self, row):
+        sample = {key: values[row] for key, values in self.inputs.items()}
+        return {**sample, "labels": int(self.labels_N[row])} if self.has_labels else sample
+
+
+def settings(tmp_path, config=CLIDMUConfig, **changes):
+    values = {
+        "output_dir": str(tmp_path),
+        "per_device_train_batch_size": 4,
+        "max_steps": 6,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "save_strategy": "no",
+    }
+    return config(**{**values, **changes})
+
+
+def train(name, tmp_path, trainer=CLIDMUTrainer, **changes):
+    config = changes.pop("config", CLIDMUConfig)
+    extra = {key: changes.pop(key) for key in ("eval_dataset", "meta_dataset", "callbacks") if key in changes}
+    model = changes.pop("model", None) or tiny_classifier(name)
+    run = trainer(
+        model=model,
+        args=settings(tmp_path, config, **changes),
+        train_dataset=changes.get("train_dataset") or Samples(name),
+        data_collator=default_data_collator,
+        **extra,
+    )
+    run.train()
+    return run
+
+
+def losses(run):
+    return [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+
+
+def assert_bitwise_equal(model, other):
+    for (name, value), expected in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(value, expected), name
+
+
+# ---- without a weighting: a Trainer ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["timm:test_resnet", "bert"])
+@pytest.mark.parametrize("config", [TrainingArguments, CLIDMUConfig])
+def test_without_weighting_training_is_bitwise_that_of_trainer(name, config, tmp_path):
+    common = {"max_steps": 20, "gradient_accumulation_steps": 2, "eval_strategy": "no"}
+    reference = train(name, tmp_path / "a", Trainer, config=TrainingArguments, **common)
+    changes = {"weighting": "none"} if config is CLIDMUConfig else {}
+    ours = train(name, tmp_path / "b", config=config, **common, **changes)
+    assert losses(ours) == losses(reference)
+    assert len(losses(ours)) == 20
+    assert_bitwise_equal(ours.model, reference.model)
+    if config is CLIDMUConfig:  # and it listened all the while
+        assert sum(ours.ledger.table()["times_seen"].to_pylist()) == 160
+
+
+@pytest.mark.parametrize("name", ["timm:test_resnet", "bert"])
+def test_without_weighting_clid_is_measured_without_disturbing_the_run(name, tmp_path):
+    common = {"max_steps": 8, "eval_strategy": "steps", "eval_steps": 2, "eval_dataset": Samples(name, 12, seed=7)}
+    reference = train(name, tmp_path / "a", Trainer, config=TrainingArguments, **common)
+    ours = train(name, tmp_path / "b", weighting="none", snapshot_top_k=1, **common)
+    assert losses(ours) == losses(reference)
+    evaluations = [entry for entry in ours.state.log_history if "eval_clid" in entry]
+    assert len(evaluations) == 4
+    assert all(np.isfinite(entry["eval_clid"]) and "eval_loss" in entry for entry in evaluations)
+
+
+class Regression(nn.Module):
+    """No config, tuple outputs, float labels: what transformers tests its own Trainer with."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, x, labels=None):
+        y = self.layer(x[:, None])[:, 0]
+        return (y,) if labels is None else (F.mse_loss(y, labels), y)
+
+
+@pytest.mark.parametrize("config", [TrainingArguments, CLIDMUConfig])
+def test_a_model_without_config_and_with_tuple_outputs_trains_as_in_trainer(config, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    x_N = torch.randn(32, generator=generator)
+    data = [{"x": x, "labels": 2 * x + 1} for x in x_N]
+    models = []
+    for trainer, kind in ((Trainer, TrainingArguments), (CLIDMUTrainer, config)):
+        torch.manual_seed(0)
+        changes = {"weighting": "none"} if kind is CLIDMUConfig else {}
+        args = settings(tmp_path, kind, eval_strategy="no", max_steps=10, **changes)
+        run = trainer(model=Regression(), args=args, train_dataset=data)
+        run.train()
+        models.append(run.model)
+    assert_bitwise_equal(*models)
+
+
+# ---- with a weighting ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TEXT + VISION)
+@pytest.mark.parametrize("scope", ["head", "all"])
+def test_whole_training_steps_with_default_attention(name, scope, tmp_path):
+    run = train(name, tmp_path, scope=scope, max_steps=2, eval_strategy="no", meta_size=12)
+    assert all(np.isfinite(losses(run)))
+    expected = tiny_classifier(name)
+    changed = [
+        not torch.equal(value, before)
+        for value, before in zip(run.model.parameters(), expected.parameters(), strict=True)
+    ]
+    assert sum(changed) > 0.8 * len(changed)
+    logged = run.state.log_history[0]
+    assert {"meta_loss", "clid", "weight_mean", "weight_std", "loss"} <= set(logged)
+    assert logged["clid"] == logged["meta_loss"] > 0
+
+
+@pytest.mark.parametrize("weighting", sorted(set(available_weightings()) - {"none"}))
+@pytest.mark.parametrize("meta_source", ["subset", "batch"])
+def test_every_weighting_learns_and_is_deterministic(weighting, meta_source, tmp_path):
+    runs = [train("bert", tmp_path, weighting=weighting, meta_source=meta_source, eval_strategy="no") for _ in "ab"]
+    assert losses(runs[0]) == losses(runs[1])
+    assert_bitwise_equal(runs[0].model, runs[1].model)
+    phi = list(runs[0].weighting.parameters())
+    assert all(parameter.grad is None for parameter in phi)
+    assert bool(phi) == (weighting != "free")
+
+
+class UniformWeighting(Weighting):
+    """Cross-entropy as a weighting: what is left of the trainer then must be the Trainer's step."""
+
+    def inner_loss(self, batch):
+        return F.cross_entropy(batch.logits_BC, batch.labels_B)
+
+    def weights(self, batch):
+        return torch.ones_like(batch.logits_BC[:, 0])
+
+    def learn(self, batch, logit_tangent_BC, step_size, average=None):
+        assert logit_tangent_BC.shape == batch.logits_BC.shape
+        return batch
+
+
+@pytest.mark.parametrize("name", ["timm:test_resnet", "bert", "qwen2"])
+@pytest.mark.parametrize("scope", ["head", "all"])
+def test_a_meta_step_leaves_no_trace_on_the_real_update(name, scope, tmp_path):
+    # Dropout masks, running statistics, gradients and the order of the data: any change would show here.
+    common = {"max_steps": 5, "gradient_accumulation_steps": 1, "eval_strategy": "no"}
+    reference = train(name, tmp_path / "a", Trainer, config=TrainingArguments, **common)
+    args = settings(tmp_path / "b", scope=scope, meta_size=12, **common)
+    ours = CLIDMUTrainer(
+        tiny_classifier(name), args, default_data_collator, Samples(name), weighting=UniformWeighting()
+    )
+    ours.train()
+    np.testing.assert_allclose(losses(ours), losses(reference), rtol=1e-6)
+    for value, expected in zip(ours.model.state_dict().values(), reference.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["timm:test_vit", "bert"])
+def test_accumulation_scales_the_same_for_timm_and_text(name, tmp_path):
+    # One batch of 8 against 8 batches of 1, without randomness: the same mean loss, the same update.
+    model = tiny_classifier(name)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    results = []
+    for batch_size, accumulation in ((8, 1), (1, 8)):
+        model.load_state_dict(state)
+        args = settings(
+            tmp_path,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            optim="sgd",
+            lr_scheduler_type="constant",
+            eval_strategy="no",
+            max_grad_norm=0.0,
+        )
+        run = CLIDMUTrainer(model, args, default_data_collator, Samples(name), weighting=UniformWeighting())
+        run.train()
+        results.append(([p.detach().clone() for p in model.parameters()], losses(run)[0]))
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-5)
+    for one, eight in zip(results[0][0], results[1][0], strict=True):
+        torch.testing.assert_close(one, eight, rtol=1e-4, atol=1e-6)
+
+
+def test_meta_every_and_warm_up_decide_when_phi_moves(tmp_path):
+    class Watched(UniformWeighting):
+        steps: list[int] = []
+
+        def learn(self, batch, logit_tangent_BC, step_size, average=None):
+            self.steps.append(run.state.global_step)
+            return batch
+
+    weighting = Watched()
+    args = settings(tmp_path, max_steps=10, meta_every=3, meta_warmup_steps=0.2, eval_strategy="no")
+    run = CLIDMUTrainer(tiny_classifier("bert"), args, default_data_collator, Samples("bert"), weighting=weighting)
+    run.train()
+    assert Watched.steps == [3, 6, 9]
+
+
+def test_meta_dataset_without_labels_is_what_judges(tmp_path):
+    seen = []
+
+    class Unlabelled(Samples):
+        def __getitem__(self, row):
+            seen.append(row)
+            return super().__getitem__(row)
+
+    meta = Unlabelled("bert", size=9, seed=3, labels=False)
+    run = train("bert", tmp_path, meta_source="dataset", meta_dataset=meta, meta_batch_size=5, eval_strategy="no")
+    assert set(seen) == set(range(9))
+    assert np.isfinite(losses(run)).all()
+
+
+def test_meta_batches_carry_no_labels_unless_the_objective_reads_them(tmp_path):
+    for objective, expected in (("clid", False), ("cross_entropy", True)):
+        run = train("bert", tmp_path, objective=objective, max_steps=1, eval_strategy="no")
+        batch = run._next_meta_batch(None)
+        assert (batch.labels_M is not None) == expected
+        assert not {"labels", "label", INDEX_COLUMN} & set(batch.inputs)
+
+
+# ---- selection -------------------------------------------------------------------------------------------------------
+
+
+def test_the_final_model_is_the_one_with_the_lowest_clid(tmp_path):
+    run = train("bert", tmp_path, max_steps=10, eval_steps=2, snapshot_top_k=2, learning_rate=5e-2)
+    values = {e["step"]: e["eval_clid"] for e in run.state.log_history if "eval_clid" in e}
+    assert sorted(values) == [2, 4, 6, 8, 10]
+    best = min(values, key=values.get)
+    assert run.snapshots.best.step == best
+    assert run.evaluate()["eval_clid"] == pytest.approx(values[best], rel=1e-5)
+    kept = sorted(path.name for path in (tmp_path / "snapshots").glob("*.safetensors"))
+    assert kept == sorted(f"step-{step}.safetensors" for step in sorted(values, key=values.get)[:2])
+
+
+def test_evaluation_changes_neither_model_nor_random_state(tmp_path):
+    run = train("timm:test_resnet", tmp_path, max_steps=2, eval_steps=1)
+    before, state = torch.get_rng_state(), {k: v.clone() for k, v in run.model.state_dict().items()}
+    first, second = run.evaluate()["eval_clid"], run.evaluate()["eval_clid"]
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, state[key]) for key, value in run.model.state_dict().items())
+
+
+@pytest.mark.parametrize("judge_features", ["own", "pretrained"])
+@pytest.mark.parametrize("meta_source", ["subset", "batch"])
+def test_judge_features_decide_whose_graph_is_compared(judge_features, meta_source, tmp_path):
+    run = train("bert", tmp_path, judge_features=judge_features, meta_source=meta_source, max_steps=3, eval_steps=1)
+    assert (run.judge.features_ND is not None) == (judge_features == "pretrained")
+    assert (run._judge_table is not None) == (judge_features == "pretrained")
+    if judge_features == "pretrained":
+        # The mean token state of the model before training, row by row.
+        model, data = tiny_classifier("bert").eval(), Samples("bert")
+        inputs = {key: values[run.judge.rows] for key, values in data.inputs.items()}
+        with torch.no_grad():
+            state_NTD = model.bert(**inputs).last_hidden_state
+        mask_NT1 = inputs["attention_mask"][..., None]
+        expected_ND = (state_NTD * mask_NT1).sum(1) / mask_NT1.sum(1)
+        torch.testing.assert_close(run.judge.features_ND, expected_ND, rtol=1e-4, atol=1e-5)
+
+
+def test_ensemble_predicts_the_mean_of_probabilities(tmp_path):
+    test = Samples("bert", 10, seed=9)
+    run = train("bert", tmp_path, max_steps=6, eval_steps=2, snapshot_mode="ensemble", snapshot_top_k=3)
+    before = {key: value.clone() for key, value in run.model.state_dict().items()}
+    probability = np.exp(run.predict(test).predictions)
+    assert_bitwise_equal(run.model, type("S", (), {"state_dict": lambda self: before})())
+    members = []
+    for snapshot in run.snapshots.kept:
+        run.model.load_state_dict(run.snapshots.weights(snapshot), strict=False)
+        with torch.no_grad():
+            members.append(run.model.eval()(**test.inputs).logits.softmax(1).numpy())
+    np.testing.assert_allclose(probability, np.mean(members, axis=0), atol=1e-5)
+    np.testing.assert_allclose(probability.sum(1), 1, atol=1e-5)
+
+
+def test_soup_is_the_mean_of_the_kept_weights(tmp_path):
+    run = train("bert", tmp_path, max_steps=6, eval_steps=2, snapshot_mode="soup", snapshot_top_k=2)
+    states = [run.snapshots.weights(snapshot) for snapshot in run.snapshots.kept]
+    assert len(states) == 2
+    for name, parameter in run.model.named_parameters():
+        torch.testing.assert_close(parameter, (states[0][name] + states[1][name]) / 2)
+
+
+# ---- frozen backbones ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_a_cached_frozen_backbone_trains_like_one_that_runs(name, tmp_path):
+    runs = [
+        train(name, tmp_path / str(cache), freeze="backbone", cache_frozen=cache, max_steps=4, eval_steps=2)
+        for cache in (False, True)
+    ]
+    assert (runs[0].backbone is None, runs[1].backbone is None) == (True, False)
+    np.testing.assert_allclose(losses(runs[1]), losses(runs[0]), rtol=1e-4)
+    untouched = tiny_classifier(name)
+    trained = 0
+    for (key, value), before, other in zip(
+        runs[1].model.named_parameters(), untouched.parameters(), runs[0].model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(value, other, rtol=1e-3, atol=1e-4)
+        assert torch.equal(value, before) or value.requires_grad, key
+        trained += value.requires_grad
+    assert 1 <= trained <= 6
+
+
+def test_a_frozen_backbone_keeps_its_running_statistics(tmp_path):
+    run = train("timm:test_resnet", tmp_path, freeze="backbone", max_steps=3, eval_strategy="no")
+    assert_bitwise_equal_buffers(run.model, tiny_classifier("timm:test_resnet"))
+
+
+def assert_bitwise_equal_buffers(model, other):
+    for (name, value), expected in zip(model.named_buffers(), other.buffers(), strict=True):
+        assert torch.equal(value, expected), name
+
+
+@pytest.mark.parametrize(("freeze", "message"), [("nothing_like_it", "matches no parameter"), (".", "every parameter")])
+def test_freeze_that_leaves_nothing_to_do_is_an_error(freeze, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        CLIDMUTrainer(tiny_classifier("bert"), settings(tmp_path, freeze=freeze), train_dataset=Samples("bert"))
+
+
+# ---- state -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", ["head", "all"])
+def test_a_resumed_run_ends_where_an_unbroken_one_does(scope, tmp_path):
+    common = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "eval_steps": 2, "scope": scope}
+    common |= {"judge_features": "pretrained", "gradient_accumulation_steps": 2}
+    whole = train("bert", tmp_path / "whole", **common)
+    args = settings(tmp_path / "whole", **common)
+    resumed = CLIDMUTrainer(tiny_classifier("bert", seed=5), args, default_data_collator, Samples("bert"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert losses(resumed) == losses(whole)
+    assert_bitwise_equal(resumed.model, whole.model)
+    assert_bitwise_equal(resumed.weighting, whole.weighting)
+    assert resumed.ledger.table().equals(whole.ledger.table())
+    assert resumed.snapshots.history == whole.snapshots.history
+
+
+def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
+    common = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "no"}
+    train("bert", tmp_path, Trainer, config=TrainingArguments, **common)
+    run = CLIDMUTrainer(
+        tiny_classifier("bert"), settings(tmp_path, **common), default_data_collator, Samples("bert")
+    )
+    with pytest.raises(ValueError, match="not written by CLIDMUTrainer"):
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_no_pickle_of_ours_and_the_ledger_beside_the_model(tmp_path):
+    run = train("bert", tmp_path, max_steps=2, save_strategy="steps", save_steps=2, eval_steps=2)
+    files = sorted(path.name for path in (tmp_path / "checkpoint-2" / "clidmu").iterdir())
+    assert files == ["ledger.safetensors", "state.json", "weighting.safetensors", "weighting_optimizer.safetensors"]
+    assert json.loads((tmp_path / "checkpoint-2" / "clidmu" / "state.json").read_text())["meta_steps"] == 2
+    run.save_model(str(tmp_path / "final"))
+    assert (tmp_path / "final" / LEDGER_NAME).is_file()
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+class Changed(Samples):
+    """Samples with something wrong in row 7."""
+
+    def __init__(self, change, **kwargs):
+        super().__init__("bert", **kwargs)
+        self.change = change
+
+    def __getitem__(self, row):
+        return self.change(super().__getitem__(row)) if row == 7 else super().__getitem__(row)
+
+
+def _without_labels(name):
+    return Samples(name, labels=False)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (lambda: _without_labels("bert"), "no column 'labels', only .*input_ids"),
+        (lambda: Changed(lambda s: {**s, "labels": NUM_LABELS}), f"row 7: label {NUM_LABELS} is outside 0..4"),
+        (lambda: Changed(lambda s: {**s, "labels": -1}), "row 7: label -1 is outside"),
+        (lambda: [{**s, "labels": [0.0, 1.0]} for s in Samples("bert")], "multi-label and soft targets"),
+        (lambda: [{**s, "labels": 1.0} for s in Samples("bert")], "labels must be integers"),
+        (lambda: Samples("bert", size=0), "empty|num_samples=0|positive"),
+    ],
+)
+def test_bad_labels_are_named_by_column_and_row(dataset, message, tmp_path):
+    args = settings(tmp_path, num_train_epochs=1, max_steps=-1, eval_strategy="no")
+    with pytest.raises(ValueError, match=message):
+        CLIDMUTrainer(tiny_classifier("bert"), args, default_data_collator, dataset()).train()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weighting": "best"}, "unknown weighting 'best'; known: context, free, none, vri, wnet"),
+        ({"objective": "f1"}, "unknown objective 'f1'; known: clid, cross_entropy, mae"),
+        ({"tangent": "reverse"}, "unknown tangent"),
+        ({"preconditioner": "kfac"}, "unknown preconditioner"),
+        ({"meta_source": "web"}, "unknown meta_source"),
+        ({"judge_features": "best"}, "unknown judge_features"),
+        ({"snapshot_mode": "all"}, "unknown snapshot_mode"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"meta_every": 0}, "meta_every must be positive"),
+        ({"meta_size": -3}, "meta_size must be positive"),
+        ({"tangent": "closed_form", "scope": "all"}, "closed_form"),
+        ({"meta_source": "batch", "scope": "all"}, "needs scope='head'"),
+        ({"kl_weight": 0.1, "weighting": "wnet"}, "kl_weight"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        settings(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"meta_size": 41}, "meta_size=41 is larger than the dataset, which has 40 rows"),
+        ({"scope": "no_such_layer"}, "scope='no_such_layer' matches none"),
+        ({"meta_source": "dataset"}, "needs a meta_dataset"),
+        ({"judge_source": "eval"}, "judge_source='eval' needs one eval_dataset"),
+    ],
+)
+def test_bad_settings_that_only_a_run_can_know(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train("bert", tmp_path, **changes)
+
+
+def test_a_batch_of_one_trains(tmp_path):
+    run = train("bert", tmp_path, per_device_train_batch_size=1, max_steps=3, eval_steps=1)
+    assert np.isfinite(losses(run)).all()
+
+
+def test_several_gpus_without_a_launcher_are_refused(tmp_path, monkeypatch):
+    args = settings(tmp_path)
+    monkeypatch.setattr(type(args), "n_gpu", property(lambda self: 2))
+    with pytest.raises(ValueError, match="accelerate launch"):
+        CLIDMUTrainer(tiny_classifier("bert"), args, default_data_collator, Samples("bert"))
+
+
+def test_a_weighting_needs_a_config(tmp_path):
+    args = settings(tmp_path, TrainingArguments)
+    with pytest.raises(ValueError, match="CLIDMUConfig"):
+        CLIDMUTrainer(tiny_classifier("bert"), args, train_dataset=Samples("bert"), weighting=UniformWeighting())
+
+
+@pytest.mark.parametrize("engine", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_sharded_engines_are_refused_until_they_are_supported(engine, tmp_path, monkeypatch):
+    run = CLIDMUTrainer(tiny_classifier("bert"), settings(tmp_path), default_data_collator, Samples("bert"))
+    monkeypatch.setattr(run, engine, True)
+    with pytest.raises(ValueError, match="not supported yet"):
+        run._refuse_unsupported(run.train_dataset)
