@@ -112,6 +112,8 @@ class CLIDMUConfig(TrainingArguments):
     eval_steps: float | None = field(
         default=0.05, metadata={"help": "Steps between evaluations; a number below 1 is a share of all steps."}
     )
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Training samples a device and step."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation samples a device and step."})
     save_strategy: str = field(default="no", metadata={"help": "When to save: 'no', 'steps', 'epoch' or 'best'."})
     logging_steps: float = field(
         default=0.05, metadata={"help": "Steps between logs; a number below 1 is a share of all steps."}

@@ -9,6 +9,7 @@ from .images import ImageSet, collate_images, image_transforms
 from .noise import NoiseRecord, measure_noise, symmetric_noise
 from .text import ensure_pad_token, text_collator, tokenize_corpus
 
+
 __all__ = [
     "Corpus",
     "ImageSet",

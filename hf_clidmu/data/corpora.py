@@ -30,6 +30,7 @@ from .labels import (
 from .noise import UNKNOWN, IntArray, NoiseRecord, measure_noise, symmetric_noise
 from .sources import SPLIT_NAMES, load_source
 
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -148,7 +149,7 @@ def load_corpus(
             column.
         text_column: Column of the texts. Default: `text`, `sentence`, ...; else the only text column that is left.
         noise: `"symmetric"` injects label noise into the training split. It starts from the clean labels when the
-            source has them (a given noisy column is then ignored in all splits, unless it is the only one), else from
+            source has them for the training split (a given noisy column is then ignored in all splits), else from
             the given labels, which then count as clean. `None` (default) leaves the labels alone.
         noise_rate: Share of training labels to make wrong, in [0, 1).
         noise_seed: Seed of the injection.

@@ -23,6 +23,7 @@ from PIL import Image
 from ._rows import quote
 from .labels import column_values
 
+
 if TYPE_CHECKING:
     import datasets
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ._rows import name_rows, quote
 from .noise import UNKNOWN, IntArray
 
+
 if TYPE_CHECKING:
     from datasets import Dataset
 

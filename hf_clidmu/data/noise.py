@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ._rows import name_rows
 
+
 #: The label of a row whose label is not known.
 UNKNOWN = -1
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from ._rows import quote
 
+
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ._rows import quote
 from .corpora import check_texts
 
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedTokenizerBase

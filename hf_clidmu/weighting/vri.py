@@ -57,7 +57,7 @@ class VRI(Weighting):
 
     def prior(self, batch: WeightingBatch) -> tuple[Tensor, Tensor]:
         """The same without the label, (B, C) each."""
-        nothing_BE = batch.features_BD.new_zeros(len(batch.labels_B), self.label_embedding.embedding_dim)
+        nothing_BE = self.label_embedding.weight.new_zeros(len(batch.labels_B), self.label_embedding.embedding_dim)
         return self._distribution(batch.features_BD, nothing_BE)
 
     def rectifier(self, batch: WeightingBatch) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
@@ -14,6 +15,7 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -26,6 +26,7 @@ from PIL import Image as PILImage
 
 from hf_clidmu.data import Corpus, load_corpus
 
+
 TEXTS = ["a b", "c d", "e f", "g h", "i j", "k l"]
 
 
@@ -37,7 +38,7 @@ def texts(labels: list[Any], feature: Any = None, **columns: list[Any]) -> Datas
     return Dataset.from_dict(data, features=Features({**features, "label": feature}))
 
 
-# --- the built-in dataset ---------------------------------------------------------------------------------------------
+# --- the built-in dataset -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_digits_hold_out_can_be_changed() -> None:
     assert len(load_corpus("digits", test_size=0.5).test) == 898
 
 
-# --- real datasets ----------------------------------------------------------------------------------------------------
+# --- real datasets --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -165,7 +166,7 @@ def test_real_fashion_mnist(shared_data: Callable[[str], Path]) -> None:
     assert corpus.train[0]["image"].size == (28, 28)
 
 
-# --- kinds of sources -------------------------------------------------------------------------------------------------
+# --- kinds of sources -----------------------------------------------------------------------------------------
 
 ROWS = [{"text": text, "label": label} for text, label in zip(TEXTS, "yxyxyx", strict=True)]
 
@@ -282,7 +283,7 @@ def test_image_bytes_without_feature(image_rows: Dataset) -> None:
     assert isinstance(corpus.train[0]["image"], PILImage.Image)
 
 
-# --- labels -----------------------------------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -369,7 +370,7 @@ def test_no_warning_without_reason() -> None:
         load_corpus(texts([0, 1]))
 
 
-# --- clean labels and noise -------------------------------------------------------------------------------------------
+# --- clean labels and noise -----------------------------------------------------------------------------------
 
 
 def test_clean_labels_fill_missing_ones_outside_training_only() -> None:
@@ -440,7 +441,7 @@ def test_max_train_samples_is_stratified() -> None:
     assert len(load_corpus(data, max_train_samples=1000).train) == 100
 
 
-# --- columns, splits and settings -------------------------------------------------------------------------------------
+# --- columns, splits and settings -----------------------------------------------------------------------------
 
 
 def test_column_choice() -> None:

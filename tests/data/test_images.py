@@ -21,6 +21,7 @@ from hf_clidmu.data import ImageSet, collate_images, image_transforms, load_corp
 from hf_clidmu.data import images as images_module
 from hf_clidmu.data.images import as_pil_image, image_spec
 
+
 TIMM_RGB: dict[str, Any] = {
     "input_size": (3, 24, 24),
     "interpolation": "bicubic",
@@ -33,7 +34,7 @@ TIMM_GREY = {**TIMM_RGB, "input_size": (1, 24, 24), "mean": (0.5,), "std": (0.25
 MakeImage = Callable[..., PILImage.Image]
 
 
-# --- evaluation transform ---------------------------------------------------------------------------------------------
+# --- evaluation transform -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
@@ -140,7 +141,7 @@ def test_bad_processors(processor: Any, error: type[Exception], match: str) -> N
         image_transforms(processor)
 
 
-# --- augmentation -----------------------------------------------------------------------------------------------------
+# --- augmentation ---------------------------------------------------------------------------------------------
 
 
 def test_off_is_evaluation(make_image: MakeImage) -> None:
@@ -210,7 +211,7 @@ def test_transforms_are_picklable(make_image: MakeImage, augment: Any) -> None:
         assert torch.equal(copied(image), expected)
 
 
-# --- pixels -----------------------------------------------------------------------------------------------------------
+# --- pixels ---------------------------------------------------------------------------------------------------
 
 
 def test_pixel_arrays_of_every_layout() -> None:
@@ -245,7 +246,7 @@ def test_bad_pixels(value: Any, match: str) -> None:
         as_pil_image(value)
 
 
-# --- ImageSet ---------------------------------------------------------------------------------------------------------
+# --- ImageSet -------------------------------------------------------------------------------------------------
 
 
 def test_image_set_items(image_rows: Dataset) -> None:
@@ -390,7 +391,7 @@ def test_digits_end_to_end() -> None:
     assert torch.bincount(batch["labels"]).tolist() == [5] * 10
 
 
-# --- collator ---------------------------------------------------------------------------------------------------------
+# --- collator -------------------------------------------------------------------------------------------------
 
 
 def test_collate_stacks_other_numbers() -> None:

@@ -16,6 +16,7 @@ from transformers import BertConfig, BertTokenizer, GPT2Config, PreTrainedTokeni
 
 from hf_clidmu.data import ensure_pad_token, load_corpus, text_collator, tokenize_corpus
 
+
 WORDS = ["the", "cat", "sat", "on", "mat"]
 
 

@@ -1,0 +1,116 @@
+"""Arguments of the recipes: a YAML file gives defaults, the command line wins, unknown names are an error."""
+
+import dataclasses
+import difflib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+@dataclass
+class RunArguments:
+    """What to train on what."""
+
+    dataset: str = field(
+        default="digits",
+        metadata={"help": "Hub id, local folder or file, or the built-in 'digits'. Environment variables are expanded."},
+    )
+    model: str = field(
+        default="test_resnet",
+        metadata={"help": "Local folder, Hub id, or the name of a timm architecture (random weights)."},
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Input size in pixels, for a model built from an architecture name."}
+    )
+    augment: str = field(default="light", metadata={"help": "Augmentation of training images: off, light, randaugment."})
+    hflip: bool = field(default=True, metadata={"help": "Whether augmentation mirrors images left to right."})
+    max_length: int = field(default=128, metadata={"help": "Longest text, in tokens."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the given labels; found if not named."})
+    clean_label_column: str | None = field(
+        default=None, metadata={"help": "Column of true labels, for reporting only."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images; found if not named."})
+    text_column: str | None = field(default=None, metadata={"help": "Column of the texts; found if not named."})
+    noise: str | None = field(default=None, metadata={"help": "Noise to inject into the training labels: symmetric."})
+    noise_rate: float = field(default=0.0, metadata={"help": "Share of training labels to make wrong."})
+    noise_seed: int = field(default=0, metadata={"help": "Seed of the injected noise."})
+    test_size: float | None = field(
+        default=None, metadata={"help": "Share of the training data held out for testing, where there is no test split."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use at most so many training samples."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Let code of a model repository run."})
+    track_test: bool = field(
+        default=True, metadata={"help": "Score every evaluated state on the test split, for the oracle row."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace a finished run in output_dir."})
+    dry_run: bool = field(default=False, metadata={"help": "Build everything, do one step, print the plan, stop."})
+
+
+def parse(
+    types: tuple[type, ...], arguments: list[str] | None = None, default_config: Path | None = None
+) -> tuple[Any, ...]:
+    """Dataclasses filled from `--config file.yaml` and the command line.
+
+    Args:
+        types: the dataclasses; a name belongs to one of them.
+        arguments: the command line; None takes that of the process.
+        default_config: the YAML file of a call without any argument about what to run.
+
+    Returns:
+        One instance per type.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = HfArgumentParser(types, description="YAML (--config FILE) gives defaults, the command line wins.")
+    parser.add_argument("--config", help="YAML file with defaults for any of these arguments.", default=None)
+    config = _option(arguments, "--config")
+    chosen = {"--dataset", "--model", "--help", "-h"} & {argument.split("=")[0] for argument in arguments}
+    path = Path(config) if config else default_config if not chosen else None
+    if path is not None:
+        parser.set_defaults(**read_yaml(path, [field.name for kind in types for field in dataclasses.fields(kind)]))
+        for action in parser._actions:  # what the file gives need not be given again
+            action.required = False
+    *parsed, rest, unknown = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        parser.error("; ".join(_unknown(word, known, "argument") for word in unknown if word.startswith("-")) or str(unknown))
+    return tuple(parsed)
+
+
+def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        SystemExit: when the file is missing, is no mapping, or holds an unknown name; the message names the nearest.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf8")) or {}
+    except FileNotFoundError:
+        sys.exit(f"error: --config {path}: no such file")
+    except yaml.YAMLError as error:
+        sys.exit(f"error: --config {path} is not valid YAML: {error}")
+    if not isinstance(values, dict):
+        sys.exit(f"error: --config {path} must hold 'name: value' lines, found {type(values).__name__}")
+    wrong = [_unknown(str(name), known, "name") for name in values if name not in known]
+    if wrong:
+        sys.exit(f"error: --config {path}: " + "; ".join(wrong))
+    # YAML 1.1 reads 1e-3 as a string; argparse converts strings by the type of the field.
+    return {name: str(value) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def _option(arguments: list[str], name: str) -> str | None:
+    for position, argument in enumerate(arguments):
+        if argument == name:
+            return arguments[position + 1] if position + 1 < len(arguments) else None
+        if argument.startswith(name + "="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def _unknown(word: str, known: list[str], kind: str) -> str:
+    near = difflib.get_close_matches(word.split("=")[0], known, n=1)
+    return f"unknown {kind} '{word}'" + (f", did you mean '{near[0]}'?" if near else "")

@@ -1,0 +1,232 @@
+"""Fine-tune a classifier on labels that are partly wrong, and report what came of it.
+
+    accelerate launch recipes/train.py                                          # digits, 40 % wrong labels
+    accelerate launch recipes/train.py --config recipes/text/trec_weak.yaml --seed 2
+    accelerate launch recipes/train.py --config recipes/vision/digits.yaml --weighting none     # cross-entropy
+
+Test labels are read for the final table alone: no choice of the run depends on them.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from arguments import RunArguments, parse
+from transformers import TrainerCallback, set_seed
+from transformers.utils import logging as transformers_logging
+
+from hf_clidmu.backbones import load_classifier
+from hf_clidmu.classifier import forked_random_state
+from hf_clidmu.config import CLIDMUConfig
+from hf_clidmu.data import Corpus, ImageSet, collate_images, image_transforms, load_corpus, text_collator, tokenize_corpus
+from hf_clidmu.metrics import classification_metrics
+from hf_clidmu.trainer import CLIDMUTrainer
+
+
+DEFAULT_CONFIG = Path(__file__).parent / "vision" / "digits.yaml"
+RESULTS_NAME = "results.json"
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Run the recipe; returns what `results.json` holds."""
+    run, config = parse((RunArguments, CLIDMUConfig), arguments, DEFAULT_CONFIG)
+    config.output_dir = config.output_dir or f"outputs/{Path(run.dataset).name}"
+    if run.dry_run:
+        config.max_steps, config.eval_strategy, config.save_strategy = 1, "no", "no"
+    elif (Path(config.output_dir) / RESULTS_NAME).exists() and not (run.overwrite or config.resume_from_checkpoint):
+        sys.exit(f"error: {config.output_dir} holds a finished run; choose another --output_dir, or pass --overwrite true")
+    transformers_logging.set_verbosity_error()
+    set_seed(config.seed)
+
+    corpus = load_corpus(
+        os.path.expandvars(run.dataset),
+        label_column=run.label_column,
+        clean_label_column=run.clean_label_column,
+        image_column=run.image_column,
+        text_column=run.text_column,
+        noise=run.noise,
+        noise_rate=run.noise_rate,
+        noise_seed=run.noise_seed,
+        test_size=run.test_size,
+        max_train_samples=run.max_train_samples,
+        seed=config.seed,
+    )
+    model, processor = load_classifier(
+        os.path.expandvars(run.model),
+        corpus.label_names,
+        image_size=run.image_size,
+        revision=run.revision,
+        trust_remote_code=run.trust_remote_code,
+    )
+    datasets, collator = model_datasets(corpus, processor, run)
+    trainer = CLIDMUTrainer(
+        model=model,
+        args=config,
+        data_collator=collator,
+        train_dataset=datasets["train"],
+        eval_dataset=datasets.get("validation"),
+        processing_class=processor,
+        compute_metrics=classification_metrics,
+    )
+    if trainer.is_world_process_zero():
+        print(plan(corpus, trainer, run, config))
+    final = FinalTable(trainer, datasets.get("test"), run.track_test)
+    trainer.add_callback(final)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    seconds = time.perf_counter() - started
+    if run.dry_run:
+        print("Dry run: one step done, nothing saved.") if trainer.is_world_process_zero() else None
+        return {}
+
+    trainer.save_model()
+    results = {
+        "dataset": corpus.source,
+        "num_train_samples": len(corpus.train),
+        "noise": None if corpus.noise is None else corpus.noise.to_dict(),
+        "model": run.model,
+        "results": final.results(),
+        "suspects_auroc": suspects_auroc(trainer, corpus),
+        "evaluations": final.evaluations,
+        "train_seconds": round(seconds, 1),
+        "arguments": {**asdict(run), **non_default(config)},
+        "versions": {name: version(name) for name in ("hf_clidmu", "torch", "transformers", "accelerate", "timm")},
+    }
+    if trainer.is_world_process_zero():
+        path = Path(config.output_dir) / RESULTS_NAME
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf8")
+        print(table(results, corpus, config))
+    return results
+
+
+def model_datasets(corpus: Corpus, processor: Any, run: RunArguments) -> tuple[dict[str, Any], Any]:
+    """The corpus as inputs of the model, by split, and the collator that makes batches of them."""
+    splits = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
+    splits = {name: split for name, split in splits.items() if split is not None}
+    if corpus.modality == "text":
+        return {name: tokenize_corpus(split, processor, run.max_length) for name, split in splits.items()}, text_collator(
+            processor
+        )
+    train, evaluation = image_transforms(processor, run.augment, hflip=run.hflip)
+    sets = {
+        name: ImageSet(split, train if name == "train" else evaluation, eval_transform=evaluation)
+        for name, split in splits.items()
+    }
+    return sets, collate_images
+
+
+class FinalTable(TrainerCallback):
+    """Test accuracy of the last, the selected and the best state; computed beside the run and shown after it."""
+
+    def __init__(self, trainer: CLIDMUTrainer, test: Any, track: bool):
+        self.trainer = trainer
+        self.test = test
+        self.track = track and test is not None
+        self.evaluations: list[dict[str, float]] = []
+        self.last: dict[str, float] | None = None
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):  # noqa: D102
+        if not self.trainer.is_in_train or "eval_clid" not in (metrics or {}):
+            return
+        scores = self._test_scores() if self.track else {}
+        self.evaluations.append({"step": state.global_step, "clid": metrics["eval_clid"], **scores})
+        self.last = scores if state.global_step == state.max_steps else None
+
+    def on_train_end(self, args, state, control, **kwargs):  # noqa: D102
+        self.last = self.last or self._test_scores()
+
+    def results(self) -> dict[str, dict[str, float]]:
+        """Test scores by kind of selection; empty without a test split."""
+        if self.test is None:
+            return {}
+        rows = {"last": self.last, "selected": self._test_scores()}
+        if self.trainer.snapshots.kept:
+            prediction = self.trainer.predict_ensemble(self.test)
+            rows["ensemble"] = _scores(prediction.metrics)
+        if self.track and self.evaluations:
+            rows["oracle_best"] = max(self.evaluations, key=lambda scores: scores["test_accuracy"])
+        return {name: {key: row[key] for key in ("test_accuracy", "test_macro_f1")} for name, row in rows.items()}
+
+    def _test_scores(self) -> dict[str, float]:
+        if self.test is None:
+            return {}
+        with forked_random_state(self.trainer.args.device):  # reporting must not change the run
+            return _scores(self.trainer.predict(self.test).metrics)
+
+
+def _scores(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: metrics[name] for name in ("test_accuracy", "test_macro_f1")}
+
+
+def suspects_auroc(trainer: CLIDMUTrainer, corpus: Corpus) -> float | None:
+    """How well the ledger ranks the labels that really are wrong; known only where clean labels are."""
+    if trainer.ledger is None or "clean_label" not in corpus.train.column_names:
+        return None
+    from sklearn.metrics import roc_auc_score
+
+    seen = trainer.ledger.suspects()
+    clean = [corpus.train["clean_label"][row] for row in seen["index"].tolist()]
+    wrong = [given != true for given, true in zip(seen["given_label"], clean, strict=True) if true >= 0]
+    scores = [-score for score, true in zip(seen["label_score"], clean, strict=True) if true >= 0]
+    return float(roc_auc_score(wrong, scores)) if 0 < sum(wrong) < len(wrong) else None
+
+
+def non_default(config: CLIDMUConfig) -> dict[str, Any]:
+    """The settings that differ from their defaults; secrets masked."""
+    values, defaults = config.to_dict(), CLIDMUConfig(output_dir="").to_dict()
+    return {name: value for name, value in values.items() if value != defaults.get(name)}
+
+
+def plan(corpus: Corpus, trainer: CLIDMUTrainer, run: RunArguments, config: CLIDMUConfig) -> str:
+    """What is about to happen, in a few lines."""
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    everything = sum(p.numel() for p in trainer.model.parameters())
+    sizes = ", ".join(
+        f"{len(split):,} {name}"
+        for name, split in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test))
+        if split is not None
+    )
+    noise = "unknown" if corpus.noise is None else f"{corpus.noise.achieved_rate:.1%} ({corpus.noise.kind})"
+    method = (
+        "cross-entropy"
+        if config.weighting == "none"
+        else f"weighting={config.weighting}, objective={config.objective}, scope={config.scope}"
+    )
+    return "\n".join(
+        [
+            f"data    {corpus.source}: {sizes}; {corpus.num_labels} classes; wrong labels: {noise}",
+            f"model   {run.model}: {trainable:,} of {everything:,} parameters train",
+            f"method  {method}, seed={config.seed}",
+            f"output  {config.output_dir}",
+        ]
+    )
+
+
+def table(results: dict[str, Any], corpus: Corpus, config: CLIDMUConfig) -> str:
+    """The final table, and how to use what was saved."""
+    task = "image-classification" if corpus.modality == "image" else "text-classification"
+    names = {
+        "last": "last step",
+        "selected": "selected by CLID",
+        "ensemble": f"ensemble of the best {config.snapshot_top_k} by CLID",
+        "oracle_best": "oracle: best by test labels",
+    }
+    rows = [f"{names[name]:<34}{row['test_accuracy']:>10.4f}{row['test_macro_f1']:>10.4f}" for name, row in results["results"].items()]
+    lines = ["", f"{'':<34}{'accuracy':>10}{'macro F1':>10}", *rows] if rows else ["", "No test split: nothing to score on."]
+    if results["suspects_auroc"] is not None:
+        lines.append(f"wrong labels ranked by the ledger: AUROC {results['suspects_auroc']:.3f}")
+    model = Path(config.output_dir)
+    lines += [
+        f"trained in {results['train_seconds']:.0f} s; model, ledger and {RESULTS_NAME} are in {model}",
+        f'use it:  from transformers import pipeline; classify = pipeline("{task}", model="{model}")',
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
