@@ -161,8 +161,8 @@ class LookAhead:
 
         parameters = self.parameters(module)
         theta = list(parameters.values())
-        gradients = self._averaged(
-            torch.autograd.grad(
+        with private_buffers(module):  # activation checkpointing runs the forward again here
+            gradients = torch.autograd.grad(
                 output.logits_BC,
                 theta,
                 loss_gradient_BC.to(output.logits_BC.dtype),
@@ -170,7 +170,7 @@ class LookAhead:
                 allow_unused=True,
                 materialize_grads=True,
             )
-        )
+        gradients = self._averaged(gradients)
         diagonal = self._diagonal(theta, gradients, optimizer)
         step = step_size if self.lookahead else 0.0
         ahead = [p.detach() - step * d * g for p, d, g in zip(theta, diagonal, gradients, strict=True)]
@@ -207,8 +207,10 @@ class LookAhead:
             theta = list(self.parameters(module).values())
             weight_CD = self.tap.weight_CD.detach().to(features_BD.dtype)
             bias_C = None if self.tap.bias_C is None else self.tap.bias_C.detach().to(features_BD.dtype)
-            has_bias = bias_C is not None and self.tap.bias_C is not None and self.tap.bias_C.requires_grad
-            gradients = [gradient_BC.T @ features_BD] + ([gradient_BC.sum(dim=0)] if has_bias else [])
+            moves_weight = self.tap.weight_CD.requires_grad
+            moves_bias = self.tap.bias_C is not None and self.tap.bias_C.requires_grad
+            gradients = [gradient_BC.T @ features_BD] if moves_weight else []
+            gradients += [gradient_BC.sum(dim=0)] if moves_bias else []
             gradients = self._averaged(gradients)
             shaped = [g.reshape(p.shape) for g, p in zip(gradients, theta, strict=True)]
             diagonal = [
@@ -216,14 +218,21 @@ class LookAhead:
                 for d, g in zip(self._diagonal(theta, shaped, optimizer), gradients, strict=True)
             ]
             step = step_size if self.lookahead else 0.0
-            weight_CD = (weight_CD - step * diagonal[0] * gradients[0]).requires_grad_()
-            if has_bias:
-                bias_C = (bias_C - step * diagonal[1] * gradients[1]).requires_grad_()
+            ahead = [
+                (p.detach().to(g.dtype).reshape(g.shape) - step * d * g).requires_grad_()
+                for p, d, g in zip(theta, diagonal, gradients, strict=True)
+            ]
+            weight_CD = ahead[0] if moves_weight else weight_CD
+            bias_C = ahead[-1] if moves_bias else bias_C
             meta_logits_MC = F.linear(meta_features_MD, weight_CD, bias_C)
             meta_loss = self.objective(judge_MD, meta_logits_MC, meta.labels_M)
-            directions = self._averaged(torch.autograd.grad(meta_loss, [weight_CD] + ([bias_C] if has_bias else [])))
+            directions = self._averaged(torch.autograd.grad(meta_loss, ahead))
             directions = [d * u for d, u in zip(diagonal, directions, strict=True)]
-            tangent_BC = F.linear(features_BD, directions[0], directions[1] if has_bias else None)
+            tangent_BC = F.linear(
+                features_BD,
+                directions[0] if moves_weight else torch.zeros_like(weight_CD),
+                directions[-1] if moves_bias else None,
+            )
         return Judgement(meta_loss.detach(), tangent_BC)
 
     def _judge(
@@ -231,7 +240,10 @@ class LookAhead:
     ) -> tuple[Tensor, list[Tensor]]:
         """The objective at theta+ and its gradient there."""
         if meta.inputs is None:
-            raise ValueError("meta_source='batch' judges the features of the running batch and needs scope='head'")
+            raise ValueError(
+                "meta_source='batch' judges the features of the running batch and needs scope='head' with "
+                f"tangent='closed_form', not scope='{self.scope}' with tangent='{self.tangent}'"
+            )
         with displaced(theta, ahead), without_side_effects(module, meta.seed), torch.enable_grad():
             judged = self.tap.forward(module, meta.inputs)
             features_MD = judged.features_BD if meta.judge_features_MD is None else meta.judge_features_MD
@@ -309,7 +321,9 @@ class LookAhead:
         for parameter, gradient in zip(theta, gradients, strict=True):
             group = groups.get(id(parameter))
             if group is None or "betas" not in group:
-                raise ValueError("preconditioner='adam' needs an optimiser of Adam's family; use preconditioner='none'")
+                raise ValueError(
+                    "preconditioner='adam' needs an optimiser of Adam's family; use preconditioner='none'"
+                )
             moments = state.get(parameter, {})
             if "exp_avg_sq" in moments:
                 second = moments["exp_avg_sq"] / (1 - group["betas"][1] ** float(moments["step"]))
@@ -339,13 +353,20 @@ def displaced(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> I
 
 @contextmanager
 def private_buffers(module: nn.Module) -> Iterator[None]:
-    """Inside the context every buffer is a copy: running statistics move there and nowhere else."""
+    """Inside the context every buffer is a copy: running statistics move there and nowhere else.
+
+    A buffer that several modules share stays one buffer.
+    """
     originals = [
-        (owner, name, buffer) for owner in module.modules() for name, buffer in owner._buffers.items() if buffer is not None
+        (owner, name, buffer)
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
     ]
+    copies = {id(buffer): buffer.clone() for _, _, buffer in originals}
     try:
         for owner, name, buffer in originals:
-            owner._buffers[name] = buffer.clone()
+            owner._buffers[name] = copies[id(buffer)]
         yield
     finally:
         for owner, name, buffer in originals:

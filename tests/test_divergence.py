@@ -40,7 +40,7 @@ def perfect_clusters(clusters: int = 10, each: int = 10) -> tuple[Tensor, Tensor
     return one_hot_NC, 1000 * one_hot_NC
 
 
-# --- the reference ----------------------------------------------------------------------------------------------------
+# --- the reference ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", range(5))
@@ -70,7 +70,7 @@ def test_default_temperature_is_one_half():
     assert torch.equal(clid(features_ND, logits_NC), clid(features_ND, logits_NC, 0.5))
 
 
-# --- known values -----------------------------------------------------------------------------------------------------
+# --- known values ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_permuting_classes_or_samples_or_scaling_features_changes_nothing():
     assert float(clid(features_ND, logits_NC + 5)) == pytest.approx(value, rel=1e-12)
 
 
-# --- the graphs -------------------------------------------------------------------------------------------------------
+# --- the graphs ------------------------------------------------------------------------------------------------------
 
 
 def test_rows_of_both_graphs_sum_to_one():
@@ -141,7 +141,7 @@ def test_a_feature_of_norm_zero_has_a_uniform_row():
     torch.testing.assert_close(graph_NN[2], torch.full((5,), 0.2, dtype=torch.float64))
 
 
-# --- gradients --------------------------------------------------------------------------------------------------------
+# --- gradients -------------------------------------------------------------------------------------------------------
 
 
 def test_gradient_through_the_normaliser_equals_finite_differences():
@@ -167,7 +167,7 @@ def test_detached_normaliser_changes_the_gradient_and_not_the_value():
     assert relative_error(detached_NC, by_hand_NC) <= 1e-12
 
 
-# --- precision --------------------------------------------------------------------------------------------------------
+# --- precision -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -205,7 +205,7 @@ def test_autocast_does_not_reach_it():
     assert all(torch.equal(got, want) for got, want in zip(graphs, plain_graphs, strict=True))
 
 
-# --- edges ------------------------------------------------------------------------------------------------------------
+# --- edges -----------------------------------------------------------------------------------------------------------
 
 
 def finite_with_gradient(features_ND: Tensor, logits_NC: Tensor) -> float:
@@ -242,7 +242,7 @@ def test_extreme_logits_and_a_tiny_temperature_stay_finite(dtype):
     assert bool(clid(features_ND, logits_NC, temperature=1e-3).isfinite())
 
 
-# --- chunks -----------------------------------------------------------------------------------------------------------
+# --- chunks ----------------------------------------------------------------------------------------------------------
 
 
 def test_chunks_are_averaged_and_the_incomplete_last_one_is_dropped():
@@ -265,7 +265,7 @@ def test_chunks_have_100_samples_unless_told():
     assert not torch.equal(clid_in_chunks(features_ND, logits_NC), clid_in_chunks(features_ND, logits_NC, 50))
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 def test_errors_name_the_argument():

@@ -6,6 +6,7 @@ often lacks the noisy columns of the training file.
 
 from __future__ import annotations
 
+import glob
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -203,12 +204,12 @@ def _read_files(paths: Sequence[Path]) -> Dataset:
     if _BUILDERS[suffix] == "csv":
         # pandas reads the words "None", "NA", "null", ... as missing: texts and classes of that name would vanish.
         options = {"keep_default_na": False, "na_values": [""], "sep": "\t" if suffix == ".tsv" else ","}
+    # data_files are patterns: unescaped, a folder called "run*" would read its neighbours' files as well.
+    files = [glob.escape(str(path)) for path in paths]
     try:
-        return datasets.load_dataset(
-            _BUILDERS[suffix], data_files={"train": [str(path) for path in paths]}, split="train", **options
-        )
+        return datasets.load_dataset(_BUILDERS[suffix], data_files={"train": files}, split="train", **options)
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-        cause = error.__cause__ or error
+        cause = "it has no rows." if "corresponds to no data" in str(error) else error.__cause__ or error
         raise ValueError(
             f"Cannot read {quote([str(path) for path in paths[:5]])} as {_BUILDERS[suffix]}: {cause}"
         ) from error

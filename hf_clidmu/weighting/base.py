@@ -79,11 +79,14 @@ class Weighting(nn.Module, ABC):
 
     def real_loss(self, batch: WeightingBatch) -> Tensor:
         """The inner loss with phi held fixed, for the real update: its backward leaves nothing on phi."""
-        self.requires_grad_(False)
+        phi = self._phi()
         try:
+            for parameter in phi:
+                parameter.requires_grad_(False)
             return self.inner_loss(batch)
         finally:
-            self.requires_grad_(True)
+            for parameter in phi:
+                parameter.requires_grad_(True)
 
     def hypergradient(self, batch: WeightingBatch, logit_tangent_BC: Tensor, step_size: float) -> list[Tensor]:
         """Gradient of the meta objective with respect to phi, through one look-ahead step.
@@ -97,9 +100,9 @@ class Weighting(nn.Module, ABC):
             step_size: eta of the look-ahead.
 
         Returns:
-            One gradient per parameter, in the order of `parameters()`.
+            One gradient per trainable parameter, in the order of `parameters()`.
         """
-        phi = list(self.parameters())
+        phi = self._phi()
         with torch.enable_grad(), torch.autocast(device_type=batch.logits_BC.device.type, enabled=False):
             logits_BC = batch.logits_BC.detach().requires_grad_()
             at_logits = batch.with_logits(logits_BC)
@@ -137,8 +140,7 @@ class Weighting(nn.Module, ABC):
         gradients = self.hypergradient(batch, logit_tangent_BC, step_size)
         if average is not None:
             gradients = average(gradients)
-        phi = list(self.parameters())
-        for parameter, gradient in zip(phi, gradients, strict=True):
+        for parameter, gradient in zip(self._phi(), gradients, strict=True):
             parameter.grad = gradient
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -146,7 +148,7 @@ class Weighting(nn.Module, ABC):
 
     def configure_optimizer(self, name: str, learning_rate: float, weight_decay: float) -> None:
         """Give the weighting its optimiser: `adam` or plain `sgd`. A weighting without parameters needs none."""
-        phi = list(self.parameters())
+        phi = self._phi()
         if not phi:
             return
         if name == "adam":
@@ -155,6 +157,10 @@ class Weighting(nn.Module, ABC):
             self.optimizer = torch.optim.SGD(phi, lr=learning_rate, weight_decay=weight_decay)
         else:
             raise ValueError(f"meta_optim must be 'adam' or 'sgd', got '{name}'")
+
+    def _phi(self) -> list[nn.Parameter]:
+        """The parameters that learn; a subclass may have frozen others, say a pretrained embedding."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 
 class SampleWeighting(Weighting):

@@ -219,6 +219,32 @@ def test_save_to_disk_is_read_and_not_written(tmp_path: Path) -> None:
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
 
+def test_folder_names_are_no_patterns(tmp_path: Path) -> None:
+    for folder in ("run[1]", "run*", "run 2"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "train.csv")
+    for folder in ("run[1]", "run*", "run 2"):
+        assert len(load_corpus(tmp_path / folder).train) == 6
+
+
+def test_rewritten_files_are_read_again(tmp_path: Path) -> None:
+    for labels in ("ab", "xy"):
+        (tmp_path / "train.csv").write_text(f"text,label\none,{labels[0]}\ntwo,{labels[1]}\n")
+        assert load_corpus(tmp_path).label_names == list(labels)
+
+
+def test_files_that_cannot_be_parsed(tmp_path: Path) -> None:
+    for name, content, match in (
+        ("ragged.csv", b"text,label\na,b\nc,d,e,f\n", "as csv: .*Expected 2 fields in line 3, saw 4"),
+        ("latin.csv", "text,label\n\xe9,b\n".encode("latin-1"), "as csv: .*utf-8"),
+        ("empty.csv", b"text,label\n", "as csv: it has no rows"),
+        ("broken.jsonl", b'{"text": "a", "label": 0}\n{oops\n', "as json: "),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"Cannot read '.*{name}' {match}"):
+            load_corpus(tmp_path / name)
+
+
 def test_in_memory_with_selection_and_format() -> None:
     data = Dataset.from_list(ROWS).select([5, 1, 2, 0]).with_format("torch")
     corpus = load_corpus(data)

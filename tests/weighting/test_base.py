@@ -50,7 +50,7 @@ def build(name: str) -> Weighting:
 
 
 class Bilevel:
-    """A linear head, a training batch, a meta batch, and the objective at the looked-ahead head as a function of phi."""
+    """A linear head, a training batch, a meta batch, the objective at the looked-ahead head as a function of phi."""
 
     def __init__(self, objective: str = "cross_entropy", samples: int = 6, classes: int = CLASSES):
         generator = torch.Generator().manual_seed(3)
@@ -85,7 +85,9 @@ class Bilevel:
     def outer(self, weighting: Weighting) -> float:
         """M(theta+(phi)) and the penalty."""
         penalty = weighting.outer_penalty(self.batch())
-        return float(self.judge(self.ahead(weighting)).detach()) + (0.0 if penalty is None else float(penalty.detach()))
+        return float(self.judge(self.ahead(weighting)).detach()) + (
+            0.0 if penalty is None else float(penalty.detach())
+        )
 
     def logit_tangent(self, weighting: Weighting) -> Tensor:
         ahead = [tensor.requires_grad_() for tensor in self.ahead(weighting)]
@@ -118,7 +120,7 @@ def flat(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-# --- the hypergradient ------------------------------------------------------------------------------------------------
+# --- the hypergradient -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("objective", ["cross_entropy", "clid"])
@@ -146,7 +148,9 @@ def test_hypergradient_is_linear_in_step_size_and_tangent(name):
     bilevel, weighting = Bilevel(), build(name)
     tangent_BC = bilevel.logit_tangent(weighting)
     once = flat(weighting.hypergradient(bilevel.batch(), tangent_BC, STEP_SIZE))
-    assert relative_error(flat(weighting.hypergradient(bilevel.batch(), 3 * tangent_BC, 2 * STEP_SIZE)), 6 * once) < 1e-12
+    assert (
+        relative_error(flat(weighting.hypergradient(bilevel.batch(), 3 * tangent_BC, 2 * STEP_SIZE)), 6 * once) < 1e-12
+    )
     nothing = flat(weighting.hypergradient(bilevel.batch(), torch.zeros_like(tangent_BC), STEP_SIZE))
     assert bool((nothing == 0).all())
 
@@ -167,7 +171,10 @@ def test_autocast_does_not_reach_the_hypergradient(name):
     bilevel, weighting = Bilevel(), build(name).float()
     batch = bilevel.batch()
     batch = replace(
-        batch, logits_BC=batch.logits_BC.float(), features_BD=batch.features_BD.float(), noise_BC=batch.noise_BC.float()
+        batch,
+        logits_BC=batch.logits_BC.float(),
+        features_BD=batch.features_BD.float(),
+        noise_BC=batch.noise_BC.float(),
     )
     tangent_BC = bilevel.any_tangent().float()
     want, gradient_BC = weighting.hypergradient(batch, tangent_BC, STEP_SIZE), weighting.loss_gradient(batch)
@@ -177,7 +184,7 @@ def test_autocast_does_not_reach_the_hypergradient(name):
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-# --- learn ------------------------------------------------------------------------------------------------------------
+# --- learn -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -241,7 +248,7 @@ def test_learning_errors():
     assert free.optimizer is None
 
 
-# --- the real loss ----------------------------------------------------------------------------------------------------
+# --- the real loss ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -261,6 +268,24 @@ def test_real_loss_gives_phi_back_after_an_error():
     with pytest.raises(IndexError):
         weighting.real_loss(replace(bilevel.batch(), labels_B=bilevel.labels_B + 100))
     assert all(p.requires_grad for p in weighting.parameters())
+
+
+def test_a_frozen_part_of_the_weighting_stays_frozen():
+    bilevel, weighting, whole = Bilevel(), build("vri"), build("vri")
+    weighting.label_embedding.requires_grad_(False)
+    weighting.configure_optimizer("adam", 0.1, 0.5)
+    before = weighting.label_embedding.weight.clone()
+    tangent_BC = bilevel.any_tangent()
+    weighting.loss_gradient(bilevel.batch())
+    assert not weighting.label_embedding.weight.requires_grad and weighting.mean.weight.requires_grad
+    got = weighting.hypergradient(bilevel.batch(), tangent_BC, STEP_SIZE)
+    want = whole.hypergradient(bilevel.batch(), tangent_BC, STEP_SIZE)
+    names = [name for name, _ in whole.named_parameters()]
+    want = [g for name, g in zip(names, want, strict=True) if name != "label_embedding.weight"]
+    torch.testing.assert_close(got, want)
+    weighting.learn(bilevel.batch(), tangent_BC, STEP_SIZE)
+    assert torch.equal(weighting.label_embedding.weight, before)
+    assert not torch.equal(weighting.mean.weight, whole.mean.weight)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -292,7 +317,7 @@ def test_one_sample_or_one_class(name, samples, classes):
     assert all(bool(p.isfinite().all()) for p in weighting.parameters())
 
 
-# --- one number per sample --------------------------------------------------------------------------------------------
+# --- one number per sample -------------------------------------------------------------------------------------------
 
 
 class Given(SampleWeighting):
@@ -320,7 +345,7 @@ def test_a_batch_without_any_weight_has_no_loss():
     assert bool((Given().loss_gradient(batch) == 0).all())
 
 
-# --- the registry -----------------------------------------------------------------------------------------------------
+# --- the registry ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

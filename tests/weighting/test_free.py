@@ -62,7 +62,7 @@ def test_weights_equal_learning_to_reweight(objective):
     torch.testing.assert_close(weighting.weights(batch), 12 * want_B, rtol=1e-10, atol=1e-14)
     loss_B = F.cross_entropy(batch.logits_BC, batch.labels_B, reduction="none")
     torch.testing.assert_close(weighting.real_loss(batch), (want_B * loss_B).sum(), rtol=1e-10, atol=0)
-    (gradient_CD,) = torch.autograd.grad(weighting.real_loss(batch), case.theta[:1])
+    (gradient_CD,) = torch.autograd.grad(weighting.real_loss(batch), case.theta[:1], retain_graph=True)
     (want_CD,) = torch.autograd.grad((want_B * loss_B).sum(), case.theta[:1])
     torch.testing.assert_close(gradient_CD, want_CD, rtol=1e-9, atol=1e-14)
 

@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: `make train` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CHECKED := hf_clidmu recipes tests
+
+.PHONY: help train test test-all quality style build clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip uv
+	# torch and torchvision come from one index, in one resolution: builds that do not fit break both
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -e '.[dev]'
+	touch $(READY)
+
+train: $(READY)  ## Train the embedded default: digits with 40 % wrong labels
+	$(BIN)/accelerate launch --num_processes 1 --mixed_precision no --dynamo_backend no --num_machines 1 recipes/train.py --overwrite true
+
+test: $(READY)  ## Run the tests
+	$(BIN)/python -m pytest
+
+test-all: $(READY)  ## Run the tests, slow ones included
+	$(BIN)/python -m pytest -m ''
+
+quality: $(READY)  ## Lint, format check, type check
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/mypy
+
+style: $(READY)  ## Fix what lint and format can fix
+	$(BIN)/ruff check --fix $(CHECKED)
+	$(BIN)/ruff format $(CHECKED)
+
+build: $(READY)  ## Build the wheel and the source distribution
+	$(BIN)/uv build
+
+clean:  ## Remove what was built
+	rm -rf dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache
