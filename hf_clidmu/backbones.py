@@ -126,5 +126,7 @@ def _takes_any_size(architecture: str) -> bool:
 
     entry = timm.model_entrypoint(architecture)
     module = inspect.getmodule(entry)
-    classes = [value for value in vars(module).values() if inspect.isclass(value) and value.__module__ == entry.__module__]
+    classes = [
+        value for value in vars(module).values() if inspect.isclass(value) and value.__module__ == entry.__module__
+    ]
     return not any("img_size" in inspect.signature(value).parameters for value in classes)

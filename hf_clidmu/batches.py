@@ -41,9 +41,7 @@ class IndexedDataset(Dataset):
         return {**self.dataset[row], INDEX_COLUMN: row}
 
     def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
-        return [
-            {**sample, INDEX_COLUMN: row} for row, sample in zip(rows, fetch(self.dataset, rows), strict=True)
-        ]
+        return [{**sample, INDEX_COLUMN: row} for row, sample in zip(rows, fetch(self.dataset, rows), strict=True)]
 
     def evaluation_view(self) -> "IndexedDataset":
         """The same samples without training augmentation, where the dataset can tell them apart."""

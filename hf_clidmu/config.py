@@ -60,16 +60,20 @@ class CLIDMUConfig(TrainingArguments):
             What the look-ahead is judged by: `clid` (no labels), `cross_entropy` (clean meta labels), `mae`.
         temperature (`float`, *optional*, defaults to `0.5`):
             Temperature of CLID's feature graph.
-        detach_normaliser (`bool`, *optional*, defaults to `True`):
-            Stop the gradient of the prediction graph's row sums, as published.
+        detach_normaliser (`bool`, *optional*, defaults to `False`):
+            Stop the gradient of the prediction graph's row sums. The published method does; predictions are then only
+            ever pushed apart. Without it neighbours are pulled together, too, which selected better models on every
+            set it was compared on (`recipes/benchmarks/README.md`).
         judge_features (`str`, *optional*, defaults to `"auto"`):
             Features of CLID's feature graph: the model's `own`, or those of the `pretrained` model (computed once,
-            before training). `auto` takes `pretrained` for a text model that was loaded from a checkpoint.
+            before training: the mean token state of a text encoder, the last layer's inputs of other models). `auto`
+            takes `pretrained` for a model that was loaded from a checkpoint, `own` for one with random weights.
         meta_source (`str`, *optional*, defaults to `"subset"`):
             Where meta batches come from: a fixed random `subset` of the training samples, the running `batch` (head
             scope only, no extra forward), or the `dataset` given to the trainer as `meta_dataset`.
-        meta_size (`int`, *optional*, defaults to `1000`):
-            Samples in the subset. A smaller training set is used whole, unless the number was given explicitly.
+        meta_size (`int`, *optional*):
+            Samples that take part in meta batches. Defaults to 1000 for `subset` (all of a smaller training set) and
+            to the whole set for `dataset`.
         meta_batch_size (`int`, *optional*):
             Samples a meta batch. Defaults to the training batch size.
         judge_source (`str`, *optional*, defaults to `"train"`):
@@ -100,7 +104,8 @@ class CLIDMUConfig(TrainingArguments):
 
     Defaults that differ from [`~transformers.TrainingArguments`]: `eval_strategy="steps"` with `eval_steps=0.05`
     (twenty evaluations a run, whatever its length: the best state comes early on wrong labels), `save_strategy="no"`
-    (snapshots are kept instead), `logging_steps=0.05`, `metric_for_best_model="clid"`, `learning_rate` unchanged.
+    (snapshots are kept instead), `logging_steps=0.05`, `metric_for_best_model="clid"`,
+    `per_device_train_batch_size=32` (CLID compares the samples of a batch) and `per_device_eval_batch_size=64`.
 
     </Tip>
     """
@@ -154,7 +159,7 @@ class CLIDMUConfig(TrainingArguments):
     )
     temperature: float = field(default=0.5, metadata={"help": "Temperature of CLID's feature graph."})
     detach_normaliser: bool = field(
-        default=True, metadata={"help": "Stop the gradient of the prediction graph's row sums."}
+        default=False, metadata={"help": "Stop the gradient of the prediction graph's row sums."}
     )
     judge_features: str = field(
         default="auto", metadata={"help": "Features of CLID's feature graph: own, pretrained or auto."}
@@ -180,9 +185,7 @@ class CLIDMUConfig(TrainingArguments):
     freeze: str | None = field(
         default=None, metadata={"help": "'backbone', or a regular expression over names of parameters to freeze."}
     )
-    cache_frozen: bool = field(
-        default=True, metadata={"help": "Compute the output of a frozen text backbone once."}
-    )
+    cache_frozen: bool = field(default=True, metadata={"help": "Compute the output of a frozen text backbone once."})
     classifier_module: str | None = field(
         default=None, metadata={"help": "Dotted name of the model's last layer, where it cannot be found."}
     )
@@ -215,11 +218,6 @@ class CLIDMUConfig(TrainingArguments):
             raise ValueError(f"meta_source='batch' needs scope='head', not scope='{self.scope}'")
         if self.kl_weight and self.weighting != "vri":
             raise ValueError(f"kl_weight is a term of weighting='vri', not of '{self.weighting}'")
-
-    @property
-    def step_size_of_head(self) -> float:
-        """Step size of a head look-ahead: `lookahead_lr`, or 0.1."""
-        return 0.1 if self.lookahead_lr is None else self.lookahead_lr
 
 
 def _one_of(name: str, value: str, known: object) -> None:

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-_INTEGER = ("times_seen", "given_label", "times_agreed", "times_forgotten", "last_agreed", "candidate", "candidate_votes")
+_INTEGER = (
+    "times_seen",
+    "given_label",
+    "times_agreed",
+    "times_forgotten",
+    "last_agreed",
+    "candidate",
+    "candidate_votes",
+)
 _REAL = ("probability", "margin", "loss", "weight")
 
 
@@ -140,7 +148,7 @@ class Ledger:
             ValueError: when it belongs to another dataset or another version.
         """
         shapes = {name: tuple(values.shape) for name, values in state.items()}
-        expected = {name: (self.num_samples,) for name in self._columns}
+        expected = dict.fromkeys(self._columns, (self.num_samples,))
         if shapes != expected:
             raise ValueError(
                 f"the saved ledger does not fit: expected columns {sorted(expected)} of {self.num_samples} samples, "

@@ -321,9 +321,7 @@ class LookAhead:
         for parameter, gradient in zip(theta, gradients, strict=True):
             group = groups.get(id(parameter))
             if group is None or "betas" not in group:
-                raise ValueError(
-                    "preconditioner='adam' needs an optimiser of Adam's family; use preconditioner='none'"
-                )
+                raise ValueError("preconditioner='adam' needs an optimiser of Adam's family; use preconditioner='none'")
             moments = state.get(parameter, {})
             if "exp_avg_sq" in moments:
                 second = moments["exp_avg_sq"] / (1 - group["betas"][1] ** float(moments["step"]))

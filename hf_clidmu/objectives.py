@@ -75,9 +75,7 @@ def available_objectives() -> list[str]:
     return sorted(_BUILDERS)
 
 
-def get_objective(
-    name: str, temperature: float = DEFAULT_TEMPERATURE, detach_normaliser: bool = True
-) -> Objective:
+def get_objective(name: str, temperature: float = DEFAULT_TEMPERATURE, detach_normaliser: bool = True) -> Objective:
     """The objective of that name.
 
     Args:

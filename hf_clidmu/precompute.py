@@ -9,7 +9,7 @@ Shape suffixes: N samples, B batch, T tokens, D features.
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -106,13 +106,17 @@ class FrozenBackbone:
         tap: reads the model.
         cut: where the trainable part begins: its first layer, or the dropout right before it.
         before_head: whether what flows into the cut are the last layer's inputs.
+        blocks: frozen layers that map states to states of the same shape; they are skipped.
         vocabulary_token: any token id that is not padding; it stands in for the text.
     """
 
-    def __init__(self, tap: ClassifierTap, cut: nn.Module, before_head: bool, vocabulary_token: int):
+    def __init__(
+        self, tap: ClassifierTap, cut: nn.Module, before_head: bool, blocks: list[nn.Module], vocabulary_token: int
+    ):
         self.tap = tap
         self.cut = cut
         self.before_head = before_head
+        self.blocks = blocks
         self.vocabulary_token = vocabulary_token
         self._stored_BD: Tensor | None = None
 
@@ -131,12 +135,24 @@ class FrozenBackbone:
         pad_token = getattr(getattr(model, "config", None), "pad_token_id", None)
         backbone = None
         calls: list[tuple[nn.Module, Any, Any]] = []
+        blocks: list[nn.Module] = []
         still = {id(module) for top in frozen_modules(model) for module in top.modules()}
         handles = [
-            module.register_forward_hook(lambda module, args, out: calls.append((module, args[0] if args else None, out)))
+            module.register_forward_hook(
+                lambda module, args, out: calls.append((module, args[0] if args else None, out))
+            )
             for module in model.modules()
             if any(parameter.requires_grad for parameter in module.parameters(recurse=False))
             or (isinstance(module, nn.Dropout) and id(module) not in still)
+        ]
+        handles += [
+            module.register_forward_hook(
+                lambda module, args, out: blocks.append(module) if _keeps_shape(args, out) else None
+            )
+            for parent in model.modules()
+            if isinstance(parent, nn.ModuleList)
+            for module in parent
+            if id(module) in still
         ]
         with torch.no_grad(), evaluating(model):
             try:
@@ -150,12 +166,12 @@ class FrozenBackbone:
             if once and isinstance(entering, Tensor) and (first is tap.head or entering.ndim == 2):
                 # Dropout right before the first layer belongs to the trained part: it draws anew in every step.
                 before = [m for m, _, out in calls[: trained[0]] if out.shape == entering.shape and out.equal(entering)]
-                backbone = cls(tap, before[0] if before else first, first is tap.head, 0 if pad_token != 0 else 1)
+                entry = before[0] if before else first
+                backbone = cls(tap, entry, first is tap.head, blocks, 0 if pad_token != 0 else 1)
                 cut_BD = backbone.encode_batch(model, inputs)[1]
-                handles = backbone.install(model)
+                remove = backbone.install(model)
                 actual_BC = tap.forward(model, {FEATURES_COLUMN: cut_BD}).logits_BC
-                for handle in handles:
-                    handle.remove()
+                remove()
                 if not torch.allclose(actual_BC, expected_BC, rtol=1e-4, atol=1e-5):
                     backbone = None
         if backbone is None:
@@ -172,20 +188,37 @@ class FrozenBackbone:
             handle.remove()
         return output, (output.features_BD if self.before_head else entering[0].float())
 
-    def install(self, model: nn.Module) -> list[Any]:
+    def install(self, model: nn.Module) -> Callable[[], None]:
         """From now on `model(frozen_features=..., ...)` runs from the stored vectors.
 
-        The frozen part still runs on a stand-in of one token per sample, which costs next to nothing; its result is
-        replaced at the cut. So every wrapper, hook and output class of the model works as ever. Other inputs are not
-        touched.
+        What is left of the frozen part runs on a stand-in of one token per sample, its blocks skipped, which costs
+        next to nothing; its result is replaced at the cut. So every wrapper, hook and output class of the model works
+        as ever. Other inputs are not touched.
 
         Returns:
-            Handles that remove it again.
+            A function that removes it again.
         """
-        return [
+        handles = [
             model.register_forward_pre_hook(self._replace_inputs, with_kwargs=True),
             self.cut.register_forward_pre_hook(self._replace_entering),
         ]
+        forwards = [(block, block.forward) for block in self.blocks]
+        for block, forward in forwards:
+            block.forward = self._skipping(forward)  # type: ignore[method-assign]
+
+        def remove() -> None:
+            for handle in handles:
+                handle.remove()
+            for block, forward in forwards:
+                block.forward = forward  # type: ignore[method-assign]
+
+        return remove
+
+    def _skipping(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return forward(states, *args, **kwargs) if self._stored_BD is None else states
+
+        return run
 
     def _replace_inputs(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         self._stored_BD = kwargs.get(FEATURES_COLUMN)
@@ -202,6 +235,10 @@ class FrozenBackbone:
             return args
         stored, self._stored_BD = self._stored_BD.to(args[0].dtype), None  # once: a dropout may stand in two places
         return (stored.reshape(args[0].shape), *args[1:])
+
+
+def _keeps_shape(args: tuple, output: Any) -> bool:
+    return bool(args) and isinstance(args[0], Tensor) and isinstance(output, Tensor) and args[0].shape == output.shape
 
 
 @torch.no_grad()

@@ -36,7 +36,15 @@ from hf_clidmu.judge import Judge
 from hf_clidmu.ledger import Ledger
 from hf_clidmu.lookahead import PERTURBATION_RADIUS, LookAhead, MetaBatch
 from hf_clidmu.objectives import get_objective
-from hf_clidmu.precompute import FeatureTable, FrozenBackbone, cached, encode, freeze_parameters, frozen_modules
+from hf_clidmu.precompute import (
+    Encoded,
+    FeatureTable,
+    FrozenBackbone,
+    cached,
+    encode,
+    freeze_parameters,
+    frozen_modules,
+)
 from hf_clidmu.snapshots import Snapshots, changing_state, load_changing_state
 from hf_clidmu.weighting import Weighting, WeightingBatch, get_weighting
 
@@ -101,7 +109,7 @@ class CLIDMUTrainer(Trainer):
         self.ledger: Ledger | None = None
         self.snapshots: Snapshots | None = None
         self._judge_table: FeatureTable | None = None
-        self._encoded: dict[int, tuple[Any, Any]] = {}
+        self._encoded: dict[int, tuple[Any, Encoded]] = {}
         self._meters: dict[str, list[Any]] = {}
         self._meta_steps = 0
         self._prepared = False
@@ -277,7 +285,9 @@ class CLIDMUTrainer(Trainer):
         """As in Trainer; the frozen part of the model runs over a dataset once."""
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
-        return super().get_eval_dataloader(self._from_cache(self.eval_dataset if eval_dataset is None else eval_dataset))
+        return super().get_eval_dataloader(
+            self._from_cache(self.eval_dataset if eval_dataset is None else eval_dataset)
+        )
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As in Trainer; the frozen part of the model runs over a dataset once."""
@@ -299,10 +309,9 @@ class CLIDMUTrainer(Trainer):
         self._find_backbone(dataset)
         self._run_dataset = self._from_cache(dataset)
         self.ledger = Ledger(len(dataset), self.args.device) if self.config.keep_ledger else None
-        with forked_random_state(self.args.device):
-            self._prepare_judge(dataset)
-            if self.reweights:
-                self._prepare_meta_batches(dataset)
+        self._prepare_judge(dataset)
+        if self.reweights:
+            self._prepare_meta_batches(dataset)
 
     def _find_backbone(self, dataset: IndexedDataset) -> None:
         if not (self.config.freeze and self.config.cache_frozen):
@@ -319,7 +328,7 @@ class CLIDMUTrainer(Trainer):
         if source is None or isinstance(source, dict):
             raise ValueError("judge_source='eval' needs one eval_dataset (its labels are not read)")
         rows = random_rows(len(source), min(config.judge_size, len(source)), self._seed(_JUDGE), "judge_size")
-        general_ND = self._encode(source, rows).general_ND if self._judges_by_pretrained() else None
+        general_ND = self._pretrained_features(source, rows) if self._judges_by_pretrained() else None
         self.judge = Judge(
             tap=self.tap,
             dataset=self._from_cache(source),
@@ -349,34 +358,38 @@ class CLIDMUTrainer(Trainer):
             rows = self.meta_batches.rows
         if self._judges_by_pretrained():
             rows = list(range(len(source))) if rows is None else rows
-            self._judge_table = FeatureTable(rows, self._encode(source, rows).general_ND)
+            self._judge_table = FeatureTable(rows, self._pretrained_features(source, rows))
 
     def _judges_by_pretrained(self) -> bool:
         if self.config.judge_features != "auto":
             return self.config.judge_features == "pretrained"
         return bool(getattr(getattr(self.model, "config", None), "_name_or_path", ""))  # it was loaded, not made
 
-    def _encode(self, dataset: Any, rows: list[int] | None = None) -> Any:
-        return encode(
-            self._bare(self.model),
-            self.tap,
-            dataset,
-            self.data_collator,
-            self.args.per_device_eval_batch_size,
-            self.args.device,
-            self.backbone,
-            rows,
-        )
+    def _pretrained_features(self, dataset: Any, rows: list[int]) -> Tensor:
+        """Features of these rows for the judge, by the model before training."""
+        if self.backbone is not None:
+            return self._encoding(dataset).general_ND[rows]
+        return self._encode(dataset, rows).general_ND
+
+    def _encode(self, dataset: Any, rows: list[int] | None = None) -> Encoded:
+        module, batch_size = self._bare(self.model), self.args.per_device_eval_batch_size
+        with forked_random_state(self.args.device):
+            return encode(
+                module, self.tap, dataset, self.data_collator, batch_size, self.args.device, self.backbone, rows
+            )
+
+    def _encoding(self, dataset: Any) -> Encoded:
+        """What the frozen backbone makes of a whole dataset; computed once."""
+        key = id(dataset.dataset) if isinstance(dataset, IndexedDataset) else id(dataset)
+        if key not in self._encoded:
+            self._encoded[key] = (dataset, self._encode(dataset))  # holding the dataset keeps its id
+        return self._encoded[key][1]
 
     def _from_cache(self, dataset: Any) -> Any:
         """The dataset as stored outputs of the frozen backbone, where there is one; the dataset itself otherwise."""
         if self.backbone is None or dataset is None or isinstance(dataset, dict) or not hasattr(dataset, "__len__"):
             return dataset
-        key = id(dataset.dataset) if isinstance(dataset, IndexedDataset) else id(dataset)
-        if key not in self._encoded:
-            with forked_random_state(self.args.device):
-                self._encoded[key] = (dataset, cached(self._encode(dataset)))  # holding the dataset keeps its id
-        return self._encoded[key][1]
+        return cached(self._encoding(dataset))
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         # Before super(): it loads the checkpoint's state into what is built here.
@@ -432,7 +445,9 @@ class CLIDMUTrainer(Trainer):
             return
         engine = "FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else None
         if engine is not None:
-            raise ValueError(f"{engine} is not supported yet: use DDP (accelerate launch --multi_gpu), or weighting='none'")
+            raise ValueError(
+                f"{engine} is not supported yet: use DDP (accelerate launch --multi_gpu), or weighting='none'"
+            )
         if isinstance(train_dataset, IterableDataset) and self.config.meta_source == "subset":
             raise ValueError(
                 "a streaming training dataset has no rows to draw meta batches from: use meta_source='batch' or "

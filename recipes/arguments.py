@@ -17,7 +17,9 @@ class RunArguments:
 
     dataset: str = field(
         default="digits",
-        metadata={"help": "Hub id, local folder or file, or the built-in 'digits'. Environment variables are expanded."},
+        metadata={
+            "help": "Hub id, local folder or file, or the built-in 'digits'. Environment variables are expanded."
+        },
     )
     model: str = field(
         default="test_resnet",
@@ -26,7 +28,9 @@ class RunArguments:
     image_size: int | None = field(
         default=None, metadata={"help": "Input size in pixels, for a model built from an architecture name."}
     )
-    augment: str = field(default="light", metadata={"help": "Augmentation of training images: off, light, randaugment."})
+    augment: str = field(
+        default="light", metadata={"help": "Augmentation of training images: off, light, randaugment."}
+    )
     hflip: bool = field(default=True, metadata={"help": "Whether augmentation mirrors images left to right."})
     max_length: int = field(default=128, metadata={"help": "Longest text, in tokens."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the given labels; found if not named."})
@@ -39,11 +43,18 @@ class RunArguments:
     noise_rate: float = field(default=0.0, metadata={"help": "Share of training labels to make wrong."})
     noise_seed: int = field(default=0, metadata={"help": "Seed of the injected noise."})
     test_size: float | None = field(
-        default=None, metadata={"help": "Share of the training data held out for testing, where there is no test split."}
+        default=None,
+        metadata={"help": "Share of the training data held out for testing, where there is no test split."},
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use at most so many training samples."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Let code of a model repository run."})
+    clean_meta: bool = field(
+        default=False,
+        metadata={
+            "help": "Upper reference, not a method: judge by true labels of the meta samples (objective=cross_entropy)."
+        },
+    )
     track_test: bool = field(
         default=True, metadata={"help": "Score every evaluated state on the test split, for the oracle row."}
     )
@@ -77,7 +88,9 @@ def parse(
     *parsed, rest, unknown = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
-        parser.error("; ".join(_unknown(word, known, "argument") for word in unknown if word.startswith("-")) or str(unknown))
+        parser.error(
+            "; ".join(_unknown(word, known, "argument") for word in unknown if word.startswith("-")) or str(unknown)
+        )
     return tuple(parsed)
 
 

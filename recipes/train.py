@@ -23,7 +23,15 @@ from transformers.utils import logging as transformers_logging
 from hf_clidmu.backbones import load_classifier
 from hf_clidmu.classifier import forked_random_state
 from hf_clidmu.config import CLIDMUConfig
-from hf_clidmu.data import Corpus, ImageSet, collate_images, image_transforms, load_corpus, text_collator, tokenize_corpus
+from hf_clidmu.data import (
+    Corpus,
+    ImageSet,
+    collate_images,
+    image_transforms,
+    load_corpus,
+    text_collator,
+    tokenize_corpus,
+)
 from hf_clidmu.metrics import classification_metrics
 from hf_clidmu.trainer import CLIDMUTrainer
 
@@ -39,12 +47,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if run.dry_run:
         config.max_steps, config.eval_strategy, config.save_strategy = 1, "no", "no"
     elif (Path(config.output_dir) / RESULTS_NAME).exists() and not (run.overwrite or config.resume_from_checkpoint):
-        sys.exit(f"error: {config.output_dir} holds a finished run; choose another --output_dir, or pass --overwrite true")
+        sys.exit(
+            f"error: {config.output_dir} holds a finished run; choose another --output_dir, or pass --overwrite true"
+        )
+    if run.clean_meta:
+        config.objective, config.meta_source, config.meta_size = "cross_entropy", "dataset", config.meta_size or 1000
     transformers_logging.set_verbosity_error()
     set_seed(config.seed)
 
     corpus = load_corpus(
-        os.path.expandvars(run.dataset),
+        expanded("dataset", run.dataset),
         label_column=run.label_column,
         clean_label_column=run.clean_label_column,
         image_column=run.image_column,
@@ -57,7 +69,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         seed=config.seed,
     )
     model, processor = load_classifier(
-        os.path.expandvars(run.model),
+        expanded("model", run.model),
         corpus.label_names,
         image_size=run.image_size,
         revision=run.revision,
@@ -70,6 +82,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         data_collator=collator,
         train_dataset=datasets["train"],
         eval_dataset=datasets.get("validation"),
+        meta_dataset=datasets.get("meta"),
         processing_class=processor,
         compute_metrics=classification_metrics,
     )
@@ -104,17 +117,35 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return results
 
 
+def expanded(name: str, value: str) -> str:
+    """The value with its environment variables filled in."""
+    result = os.path.expandvars(os.path.expanduser(value))
+    if "$" in result:
+        sys.exit(f"error: {name}: {value} names an environment variable that is not set; set it, or pass --{name} PATH")
+    return result
+
+
 def model_datasets(corpus: Corpus, processor: Any, run: RunArguments) -> tuple[dict[str, Any], Any]:
     """The corpus as inputs of the model, by split, and the collator that makes batches of them."""
     splits = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
+    if run.clean_meta:
+        splits["meta"] = corpus.train
     splits = {name: split for name, split in splits.items() if split is not None}
+    labels = {name: "clean_label" if name == "meta" else "label" for name in splits}
     if corpus.modality == "text":
-        return {name: tokenize_corpus(split, processor, run.max_length) for name, split in splits.items()}, text_collator(
-            processor
-        )
+        tokenised = {
+            name: tokenize_corpus(split, processor, run.max_length, label_column=labels[name])
+            for name, split in splits.items()
+        }
+        return tokenised, text_collator(processor)
     train, evaluation = image_transforms(processor, run.augment, hflip=run.hflip)
     sets = {
-        name: ImageSet(split, train if name == "train" else evaluation, eval_transform=evaluation)
+        name: ImageSet(
+            split,
+            train if name == "train" else evaluation,
+            eval_transform=evaluation,
+            label_column=labels[name],
+        )
         for name, split in splits.items()
     }
     return sets, collate_images
@@ -216,8 +247,15 @@ def table(results: dict[str, Any], corpus: Corpus, config: CLIDMUConfig) -> str:
         "ensemble": f"ensemble of the best {config.snapshot_top_k} by CLID",
         "oracle_best": "oracle: best by test labels",
     }
-    rows = [f"{names[name]:<34}{row['test_accuracy']:>10.4f}{row['test_macro_f1']:>10.4f}" for name, row in results["results"].items()]
-    lines = ["", f"{'':<34}{'accuracy':>10}{'macro F1':>10}", *rows] if rows else ["", "No test split: nothing to score on."]
+    rows = [
+        f"{names[name]:<34}{row['test_accuracy']:>10.4f}{row['test_macro_f1']:>10.4f}"
+        for name, row in results["results"].items()
+    ]
+    lines = (
+        ["", f"{'':<34}{'accuracy':>10}{'macro F1':>10}", *rows]
+        if rows
+        else ["", "No test split: nothing to score on."]
+    )
     if results["suspects_auroc"] is not None:
         lines.append(f"wrong labels ranked by the ledger: AUROC {results['suspects_auroc']:.3f}")
     model = Path(config.output_dir)

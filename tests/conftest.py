@@ -26,9 +26,7 @@ def shared_dir() -> Path:
     """The folder with `oracles/` and `data/`; the test is skipped where there is none."""
     folder = Path(os.environ.get("HF_CLIDMU_SHARED", REPOSITORY.parent / "shared"))
     if not folder.is_dir():
-        pytest.skip(
-            f"the shared folder is not at {folder}; set HF_CLIDMU_SHARED to the folder with oracles/ and data/"
-        )
+        pytest.skip(f"the shared folder is not at {folder}; set HF_CLIDMU_SHARED to the folder with oracles/ and data/")
     return folder
 
 

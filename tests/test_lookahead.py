@@ -628,9 +628,7 @@ def test_no_side_effects_when_the_model_raises(scope, tangent, call):
         lookahead(*arguments)
     assert case.model.fragile.calls == call
     again, fresh = lookahead(*arguments), LookAhead(case.tap, case.objective, scope, tangent)(*arguments)
-    assert torch.equal(again.logit_tangent_BC, fresh.logit_tangent_BC) and torch.equal(
-        again.meta_loss, fresh.meta_loss
-    )
+    assert torch.equal(again.logit_tangent_BC, fresh.logit_tangent_BC) and torch.equal(again.meta_loss, fresh.meta_loss)
 
 
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["plain", "checkpointed"])
@@ -757,8 +755,7 @@ def test_a_wrapped_optimiser_is_looked_through():
     case = Case(build())
     optimizer = adam_after(case.model, 2)
     bare, wrapped = (
-        case.look("head", "closed_form", optimizer=o, preconditioner="adam")[0]
-        for o in (optimizer, Wrapped(optimizer))
+        case.look("head", "closed_form", optimizer=o, preconditioner="adam")[0] for o in (optimizer, Wrapped(optimizer))
     )
     assert torch.equal(bare.logit_tangent_BC, wrapped.logit_tangent_BC)
 

@@ -375,9 +375,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(scope, tmp_path):
 def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
     common = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "no"}
     train("bert", tmp_path, Trainer, config=TrainingArguments, **common)
-    run = CLIDMUTrainer(
-        tiny_classifier("bert"), settings(tmp_path, **common), default_data_collator, Samples("bert")
-    )
+    run = CLIDMUTrainer(tiny_classifier("bert"), settings(tmp_path, **common), default_data_collator, Samples("bert"))
     with pytest.raises(ValueError, match="not written by CLIDMUTrainer"):
         run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 

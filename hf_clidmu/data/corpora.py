@@ -280,9 +280,7 @@ def _pick_splits(splits: dict[str, Dataset], wanted: dict[str, str | None]) -> d
             picked[role] = candidates[0]
     if "train" not in picked:
         taken_by = "".join(f", {name!r} serves as {role}" for role, name in picked.items())
-        raise ValueError(
-            f"There is no training split among {quote(list(splits))}{taken_by}: name it with train_split."
-        )
+        raise ValueError(f"There is no training split among {quote(list(splits))}{taken_by}: name it with train_split.")
     for role, name in picked.items():
         if len(splits[name]) == 0:
             raise ValueError(f"The {role} split ({name!r}) is empty.")

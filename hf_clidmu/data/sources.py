@@ -146,9 +146,7 @@ def _from_folder(folder: Path) -> LoadedSource:
     for place in (folder, folder / "data"):
         files = _split_files(place)
         if files:
-            return LoadedSource(
-                {split: _read_files(paths) for split, paths in files.items()}, name, str(folder), place
-            )
+            return LoadedSource({split: _read_files(paths) for split, paths in files.items()}, name, str(folder), place)
     splits = _image_folder(folder)
     if splits:
         return LoadedSource(splits, name, str(folder), folder)

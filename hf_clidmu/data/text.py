@@ -64,9 +64,7 @@ def tokenize_corpus(
     ).with_format(None)
 
 
-def text_collator(
-    tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None = None
-) -> DataCollatorWithPadding:
+def text_collator(tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None = None) -> DataCollatorWithPadding:
     """Make the collator that pads each batch to its longest text.
 
     Args:

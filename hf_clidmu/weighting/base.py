@@ -152,7 +152,7 @@ class Weighting(nn.Module, ABC):
         if not phi:
             return
         if name == "adam":
-            self.optimizer = torch.optim.Adam(phi, lr=learning_rate, weight_decay=weight_decay)
+            self.optimizer = torch.optim.Adam(phi, lr=learning_rate, weight_decay=weight_decay, fused=True)
         elif name == "sgd":
             self.optimizer = torch.optim.SGD(phi, lr=learning_rate, weight_decay=weight_decay)
         else:

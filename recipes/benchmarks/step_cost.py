@@ -1,6 +1,6 @@
 """What a step costs: ours against a plain Trainer's, in turn in one process, medians of paired ratios.
 
-    python recipes/benchmarks/step_cost.py --pairs 15 --output recipes/benchmarks/step_cost.json
+python recipes/benchmarks/step_cost.py --pairs 15 --output recipes/benchmarks/step_cost.json
 """
 
 import argparse
@@ -17,7 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import AutoConfig, AutoModelForSequenceClassification, Trainer, TrainingArguments, default_data_collator
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from hf_clidmu.backbones import load_classifier
 from hf_clidmu.config import CLIDMUConfig
@@ -72,7 +78,10 @@ def minilm() -> nn.Module:
     return AutoModelForSequenceClassification.from_config(config)
 
 
-MODELS: dict[str, tuple[Callable[[], nn.Module], bool]] = {"resnet18@32": (resnet18, True), "minilm@32": (minilm, False)}
+MODELS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
+    "resnet18@32": (resnet18, True),
+    "minilm@32": (minilm, False),
+}
 
 
 class Stepper:
@@ -153,7 +162,12 @@ def main() -> None:
             print(f"{name:<14}{mode:<36}{figures[name][mode]['ratio_median']:.3f}  of a plain step", flush=True)
     if options.output:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-        facts = {"device": device, "threads": torch.get_num_threads(), "cores": os.cpu_count(), "torch": torch.__version__}
+        facts = {
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+        }
         facts["batch_size"] = BATCH_SIZE
         options.output.write_text(json.dumps({"setting": facts, "ratios": figures}, indent=1) + "\n")
 

@@ -595,9 +595,7 @@ def test_hub_without_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        FileNotFoundError, match="'someone/something' is no local file or folder.*could not be fetched"
-    ):
+    with pytest.raises(FileNotFoundError, match="'someone/something' is no local file or folder.*could not be fetched"):
         load_corpus("someone/something")
 
 

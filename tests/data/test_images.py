@@ -299,9 +299,7 @@ def test_cache_decodes_tiny_images_once(
 ) -> None:
     decoded: list[int] = []
     original = ImageSet._decode
-    monkeypatch.setattr(
-        ImageSet, "_decode", lambda self, row, value: decoded.append(row) or original(self, row, value)
-    )
+    monkeypatch.setattr(ImageSet, "_decode", lambda self, row, value: decoded.append(row) or original(self, row, value))
     images = ImageSet(image_rows, image_transforms(TIMM_RGB)[1])
     first = [images[i]["pixel_values"] for i in (1, 1, 2)]
     assert decoded == [1, 2] and torch.equal(first[0], first[1])

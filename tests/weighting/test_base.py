@@ -85,9 +85,7 @@ class Bilevel:
     def outer(self, weighting: Weighting) -> float:
         """M(theta+(phi)) and the penalty."""
         penalty = weighting.outer_penalty(self.batch())
-        return float(self.judge(self.ahead(weighting)).detach()) + (
-            0.0 if penalty is None else float(penalty.detach())
-        )
+        return float(self.judge(self.ahead(weighting)).detach()) + (0.0 if penalty is None else float(penalty.detach()))
 
     def logit_tangent(self, weighting: Weighting) -> Tensor:
         ahead = [tensor.requires_grad_() for tensor in self.ahead(weighting)]

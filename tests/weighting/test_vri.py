@@ -143,9 +143,7 @@ def test_the_prior_sees_no_label():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_features_of_another_precision_are_welcome(dtype):
     net, at = build().to(torch.float32), batch()
-    at = replace(
-        at, logits_BC=at.logits_BC.float(), noise_BC=at.noise_BC.float(), features_BD=at.features_BD.to(dtype)
-    )
+    at = replace(at, logits_BC=at.logits_BC.float(), noise_BC=at.noise_BC.float(), features_BD=at.features_BD.to(dtype))
     assert net.inner_loss(at).dtype == torch.float32
     net.kl_weight = 1.0
     assert net.outer_penalty(at).dtype == torch.float32
