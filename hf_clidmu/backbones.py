@@ -13,7 +13,6 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
@@ -56,7 +55,10 @@ def load_classifier(
         raise ValueError(f"a classifier needs at least two classes, got {names}")
     if len(set(names)) < len(names):
         raise ValueError(f"label_names must differ from one another, got {names}")
-    labels = {"id2label": dict(enumerate(names)), "label2id": {label: number for number, label in enumerate(names)}}
+    labels: dict[str, Any] = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {label: number for number, label in enumerate(names)},
+    }
     if not Path(name).exists() and _is_timm_architecture(name):
         return _random_timm_classifier(name, labels, image_size, model_args)
     if image_size is not None or model_args:
@@ -67,19 +69,18 @@ def load_classifier(
         config = AutoConfig.from_pretrained(name, num_labels=len(names), **labels, **hub)
     except (OSError, ValueError) as error:
         raise OSError(
-            f"cannot load the model '{name}': it is no local folder with a config.json, no timm architecture, and could "
-            "not be reached on the Hub. Give the path of a downloaded model, the name of an architecture "
+            f"cannot load the model '{name}': it is no local folder with a config.json, no timm architecture, and "
+            "could not be reached on the Hub. Give the path of a downloaded model, the name of an architecture "
             f"(timm.list_models() lists them), or connect to the network. ({error})"
         ) from error
     config.num_labels = len(names)
     config.problem_type = "single_label_classification"
-    if config.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
-        model_class, processor_class = AutoModelForImageClassification, AutoImageProcessor
-    else:
-        model_class, processor_class = AutoModelForSequenceClassification, AutoTokenizer
+    is_image = config.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    model_class: Any = AutoModelForImageClassification if is_image else AutoModelForSequenceClassification
+    processor_class: Any = AutoImageProcessor if is_image else AutoTokenizer
     model = model_class.from_pretrained(name, config=config, ignore_mismatched_sizes=True, **hub)
     processor = processor_class.from_pretrained(name, **hub)
-    if processor_class is AutoTokenizer:
+    if not is_image:
         ensure_pad_token(processor, model.config)
     return model, processor
 
@@ -91,12 +92,13 @@ def _is_timm_architecture(name: str) -> bool:
 
 
 def _random_timm_classifier(
-    architecture: str, labels: dict[str, dict], image_size: int | None, model_args: dict[str, Any] | None
+    architecture: str, labels: dict[str, Any], image_size: int | None, model_args: dict[str, Any] | None
 ) -> tuple[PreTrainedModel, Any]:
     import timm
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification, TimmWrapperImageProcessor
 
-    data = timm.get_pretrained_cfg(architecture).to_dict()
+    known = timm.get_pretrained_cfg(architecture)
+    data = {} if known is None else known.to_dict()
     arguments = dict(model_args or {})
     if image_size is not None:
         # The processor reads its size here, in `pipeline` as well: the folder must know how it was trained.
@@ -108,13 +110,12 @@ def _random_timm_classifier(
             arguments = {"img_size": image_size, **arguments}
     data.pop("num_classes", None)
     data["input_size"] = list(data["input_size"])
-    config: PreTrainedConfig = TimmWrapperConfig(
-        architecture=architecture,
-        num_labels=len(labels["id2label"]),
-        pretrained_cfg={key: list(value) if isinstance(value, tuple) else value for key, value in data.items()},
-        model_args=arguments or None,
+    settings = {
+        "num_labels": len(labels["id2label"]),
+        "pretrained_cfg": {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()},
         **labels,
-    )
+    }
+    config: Any = TimmWrapperConfig(architecture=architecture, model_args=arguments or None, **settings)
     return TimmWrapperForImageClassification(config), TimmWrapperImageProcessor(pretrained_cfg=config.pretrained_cfg)
 
 

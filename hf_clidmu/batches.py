@@ -119,8 +119,8 @@ def check_labels(batch: Mapping[str, Any], num_labels: int) -> None:
     labels_B = torch.as_tensor(batch[name])
     if labels_B.ndim != 1:
         raise ValueError(
-            f"column '{name}' holds {tuple(labels_B.shape[1:])} values per sample: multi-label and soft targets are not "
-            "supported, every sample must have exactly one integer label"
+            f"column '{name}' holds {tuple(labels_B.shape[1:])} values per sample: multi-label and soft targets are "
+            "not supported, every sample must have exactly one integer label"
         )
     if labels_B.is_floating_point() or labels_B.is_complex():
         raise ValueError(f"column '{name}' holds {labels_B.dtype} values; labels must be integers (cast the column)")
@@ -240,7 +240,8 @@ def random_rows(length: int, size: int | None, seed: int, argument: str) -> list
         raise ValueError("the dataset is empty: there are no rows to draw from")
     if size is not None and size > length:
         raise ValueError(
-            f"{argument}={size} is larger than the dataset, which has {length} rows; lower {argument} to {length} or less"
+            f"{argument}={size} is larger than the dataset, which has {length} rows; lower {argument} to "
+            f"{length} or less"
         )
     generator = torch.Generator().manual_seed(derive_seed(seed, 0))
     return torch.randperm(length, generator=generator)[:size].tolist()

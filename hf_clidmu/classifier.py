@@ -6,7 +6,7 @@ Shape suffixes: B samples, T tokens, C classes, D features.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +93,8 @@ class ClassifierTap:
     """
 
     def __init__(self, model: nn.Module, classifier_module: str | None = None):
-        self.head_name, self.head = find_classifier_module(model, classifier_module)
+        self.head_name, head = find_classifier_module(model, classifier_module)
+        self.head: Any = head
         self.num_labels: int = _outputs(self.head)
         self.feature_size: int = self.weight_CD.shape[1]
 
@@ -174,7 +175,7 @@ def model_logits(outputs: Any) -> Tensor:
     return outputs if isinstance(outputs, Tensor) else outputs[0]
 
 
-def find_classifier_module(model: nn.Module, classifier_module: str | None = None) -> tuple[str, nn.Module]:
+def find_classifier_module(model: nn.Module, classifier_module: str | None = None) -> tuple[str, nn.Linear | nn.Conv2d]:
     """The last layer of a classifier and its dotted name.
 
     Order: the explicit name; the only layer with `num_labels` outputs; timm's `get_classifier()`; the names that
@@ -225,20 +226,21 @@ def find_classifier_module(model: nn.Module, classifier_module: str | None = Non
     )
 
 
-def _matches_by_known_name(candidates: dict[str, nn.Module]) -> Iterator[list[str]]:
+def _matches_by_known_name(candidates: Iterable[str]) -> Iterator[list[str]]:
     for known in _KNOWN_NAMES:
         pattern = re.compile(rf"(^|\.){re.escape(known)}(\.\d+)?(\.modules_to_save\.\w+)?(\.base_layer)?$")
         yield [name for name in candidates if pattern.search(name)]
 
 
 def _timm_classifier(model: nn.Module) -> nn.Module | None:
+    module: Any
     for module in (model, getattr(model, "timm_model", None)):
         if hasattr(module, "get_classifier"):
             return module.get_classifier()
     return None
 
 
-def _outputs(layer: nn.Module) -> int:
+def _outputs(layer: nn.Linear | nn.Conv2d) -> int:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 

@@ -105,7 +105,8 @@ def clid(
     _check_matrix("logits_BC", logits_BC)
     if len(features_BD) != len(logits_BC):
         raise ValueError(
-            f"features_BD and logits_BC must describe the same samples, got {len(features_BD)} and {len(logits_BC)} rows"
+            "features_BD and logits_BC must describe the same samples, "
+            f"got {len(features_BD)} and {len(logits_BC)} rows"
         )
     feature_graph_BB = feature_graph(features_BD, temperature)
     prediction_graph_BB = prediction_graph(logits_BC, detach_normaliser)

@@ -162,7 +162,7 @@ class LookAhead:
         parameters = self.parameters(module)
         theta = list(parameters.values())
         with private_buffers(module):  # activation checkpointing runs the forward again here
-            gradients = torch.autograd.grad(
+            along_loss = torch.autograd.grad(
                 output.logits_BC,
                 theta,
                 loss_gradient_BC.to(output.logits_BC.dtype),
@@ -170,7 +170,7 @@ class LookAhead:
                 allow_unused=True,
                 materialize_grads=True,
             )
-        gradients = self._averaged(gradients)
+        gradients = self._averaged(along_loss)
         diagonal = self._diagonal(theta, gradients, optimizer)
         step = step_size if self.lookahead else 0.0
         ahead = [p.detach() - step * d * g for p, d, g in zip(theta, diagonal, gradients, strict=True)]

@@ -119,6 +119,7 @@ class FrozenBackbone:
         self.blocks = blocks
         self.vocabulary_token = vocabulary_token
         self._stored_BD: Tensor | None = None
+        self._is_installed = False
 
     @classmethod
     def find(cls, model: nn.Module, tap: ClassifierTap, inputs: Mapping[str, Tensor]) -> "FrozenBackbone | None":
@@ -167,11 +168,10 @@ class FrozenBackbone:
                 # Dropout right before the first layer belongs to the trained part: it draws anew in every step.
                 before = [m for m, _, out in calls[: trained[0]] if out.shape == entering.shape and out.equal(entering)]
                 entry = before[0] if before else first
-                backbone = cls(tap, entry, first is tap.head, blocks, 0 if pad_token != 0 else 1)
+                backbone = cls(tap, entry, first is tap.head, list(dict.fromkeys(blocks)), 0 if pad_token != 0 else 1)
                 cut_BD = backbone.encode_batch(model, inputs)[1]
-                remove = backbone.install(model)
-                actual_BC = tap.forward(model, {FEATURES_COLUMN: cut_BD}).logits_BC
-                remove()
+                with backbone.installed(model):
+                    actual_BC = tap.forward(model, {FEATURES_COLUMN: cut_BD}).logits_BC
                 if not torch.allclose(actual_BC, expected_BC, rtol=1e-4, atol=1e-5):
                     backbone = None
         if backbone is None:
@@ -188,31 +188,32 @@ class FrozenBackbone:
             handle.remove()
         return output, (output.features_BD if self.before_head else entering[0].float())
 
-    def install(self, model: nn.Module) -> Callable[[], None]:
-        """From now on `model(frozen_features=..., ...)` runs from the stored vectors.
+    @contextmanager
+    def installed(self, model: nn.Module) -> Iterator[None]:
+        """Inside the context, `model(frozen_features=..., ...)` runs from the stored vectors.
 
         What is left of the frozen part runs on a stand-in of one token per sample, its blocks skipped, which costs
         next to nothing; its result is replaced at the cut. So every wrapper, hook and output class of the model works
-        as ever. Other inputs are not touched.
-
-        Returns:
-            A function that removes it again.
+        as ever. Other inputs are not touched. Contexts may be nested.
         """
+        if self._is_installed:
+            yield
+            return
         handles = [
             model.register_forward_pre_hook(self._replace_inputs, with_kwargs=True),
             self.cut.register_forward_pre_hook(self._replace_entering),
         ]
-        forwards = [(block, block.forward) for block in self.blocks]
-        for block, forward in forwards:
-            block.forward = self._skipping(forward)  # type: ignore[method-assign]
-
-        def remove() -> None:
+        for block in self.blocks:
+            block.forward = self._skipping(block.forward)
+        self._is_installed = True
+        try:
+            yield
+        finally:
+            self._is_installed, self._stored_BD = False, None
             for handle in handles:
                 handle.remove()
-            for block, forward in forwards:
-                block.forward = forward  # type: ignore[method-assign]
-
-        return remove
+            for block in self.blocks:
+                del block.forward  # the class's own comes back: a copy of the model must not hold ours
 
     def _skipping(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(states: Tensor, *args: Any, **kwargs: Any) -> Any:

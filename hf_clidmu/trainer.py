@@ -4,17 +4,14 @@ Orchestration only. A batch walks through [`CLIDMUTrainer.training_step`] once: 
 objective judges theta+), weighting (learns, then gives the loss), backward; the ledger listens.
 """
 
-import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
@@ -46,13 +43,12 @@ from hf_clidmu.precompute import (
     frozen_modules,
 )
 from hf_clidmu.snapshots import Snapshots, changing_state, load_changing_state
+from hf_clidmu.state import load_optimizer_tensors, load_state, optimizer_tensors, save_state
 from hf_clidmu.weighting import Weighting, WeightingBatch, get_weighting
 
 
 logger = logging.getLogger(__name__)
 
-STATE_FOLDER = "clidmu"
-STATE_VERSION = 1
 LEDGER_NAME = "ledger.parquet"
 SNAPSHOT_FOLDER = "snapshots"
 _DEFAULT_META_SIZE = 1000
@@ -80,6 +76,16 @@ class CLIDMUTrainer(Trainer):
         ValueError: for models, datasets and launches that it cannot train; the message says what to do.
     """
 
+    # What the methods below rely on; None in a plain Trainer, where they are not reached.
+    model: Any
+    train_dataset: Any
+    eval_dataset: Any
+    config: CLIDMUConfig
+    tap: ClassifierTap
+    judge: Judge
+    snapshots: Snapshots
+    weighting: Weighting
+
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -93,7 +99,7 @@ class CLIDMUTrainer(Trainer):
         weighting: Weighting | None = None,
         **kwargs: Any,
     ):
-        self.config = args if isinstance(args, CLIDMUConfig) else None
+        self.config = args if isinstance(args, CLIDMUConfig) else None  # type: ignore[assignment]
         self.reweights = weighting is not None or (self.config is not None and self.config.weighting != "none")
         if self.reweights and self.config is None:
             raise ValueError("a weighting needs its settings: pass args=CLIDMUConfig(...) instead of TrainingArguments")
@@ -102,12 +108,10 @@ class CLIDMUTrainer(Trainer):
         super().__init__(model, args, data_collator, train_dataset, stand_in, processing_class, **kwargs)
         self.eval_dataset = eval_dataset
         self.meta_dataset = meta_dataset
-        self.weighting = weighting
-        self.tap: ClassifierTap | None = None
+        self.weighting = weighting  # type: ignore[assignment]
+        self.tap = self.judge = self.snapshots = None  # type: ignore[assignment]
         self.backbone: FrozenBackbone | None = None
-        self.judge: Judge | None = None
         self.ledger: Ledger | None = None
-        self.snapshots: Snapshots | None = None
         self._judge_table: FeatureTable | None = None
         self._encoded: dict[int, tuple[Any, Encoded]] = {}
         self._meters: dict[str, list[Any]] = {}
@@ -132,7 +136,7 @@ class CLIDMUTrainer(Trainer):
         # Only labels that a loss of ours will see are checked: a plain Trainer may have uses for others.
         self.data_collator = SampleCollator(self.data_collator, self.tap.num_labels if self.reweights else None)
         self.snapshots = Snapshots(
-            Path(self.args.output_dir) / SNAPSHOT_FOLDER, self.config.snapshot_top_k, self.args.should_save
+            Path(str(self.args.output_dir)) / SNAPSHOT_FOLDER, self.config.snapshot_top_k, self.args.should_save
         )
 
     # ---- one step ------------------------------------------------------------------------------------------------
@@ -143,7 +147,6 @@ class CLIDMUTrainer(Trainer):
         """One forward of the batch, a look-ahead judged on the meta batch, one backward of the weighted loss."""
         if not self.reweights:
             return super().training_step(model, inputs, num_items_in_batch)
-        assert self.tap is not None and self.weighting is not None
         model.train()
         inputs, labels_B, index_B = self._split(inputs)
 
@@ -186,7 +189,6 @@ class CLIDMUTrainer(Trainer):
         return step >= self._warmup_steps and step % self.config.meta_every == 0
 
     def _loss(self, batch: WeightingBatch) -> Tensor:
-        assert self.weighting is not None
         if self.state.global_step < self._warmup_steps:
             return nn.functional.cross_entropy(batch.logits_BC, batch.labels_B)
         return self.weighting.real_loss(batch)
@@ -230,7 +232,6 @@ class CLIDMUTrainer(Trainer):
 
     @torch.no_grad()
     def _listen(self, batch: WeightingBatch) -> None:
-        assert self.weighting is not None
         weight_B = self.weighting.weights(batch)
         self._meter("weight_mean", weight_B.mean())
         self._meter("weight_std", weight_B.std(correction=0))
@@ -259,7 +260,8 @@ class CLIDMUTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; at the end the model is the one that CLID selected. Arguments and result are Trainer's."""
         self._prepared = False
-        result = super().train(*args, **kwargs)
+        with ExitStack() as self._run_scope:
+            result = super().train(*args, **kwargs)
         self.load_selected()
         return result
 
@@ -295,7 +297,6 @@ class CLIDMUTrainer(Trainer):
 
     def _prepare_run(self) -> None:
         """Everything that is computed once, before the first step, from the model as it then is."""
-        assert self.config is not None and self.tap is not None
         self._prepared = True
         self.tap = ClassifierTap(self.model, self.config.classifier_module)  # model_init may have made a new one
         dataset = self.train_dataset
@@ -319,8 +320,7 @@ class CLIDMUTrainer(Trainer):
         probe = self.data_collator([dataset[row] for row in range(min(2, len(dataset)))])
         self.backbone = FrozenBackbone.find(self.model, self.tap, model_inputs(probe, self.args.device))
         if self.backbone is not None:
-            # For the life of the model: it changes nothing for inputs without stored features.
-            self.backbone.install(self.model)
+            self._run_scope.enter_context(self.backbone.installed(self.model))
 
     def _prepare_judge(self, dataset: IndexedDataset) -> None:
         config = self.config
@@ -433,7 +433,7 @@ class CLIDMUTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
-            self._signature_columns += [INDEX_COLUMN, FEATURES_COLUMN]
+            self._signature_columns: Any = [*(self._signature_columns or []), INDEX_COLUMN, FEATURES_COLUMN]
 
     def _refuse_unsupported(self, train_dataset: Any) -> None:
         if self.args.n_gpu > 1:
@@ -463,12 +463,14 @@ class CLIDMUTrainer(Trainer):
         given = self.eval_dataset if eval_dataset is None else eval_dataset
         ours = self.judge is not None and metric_key_prefix == "eval"
         metrics: dict[str, float] = {}
-        if given is not None or not ours:
-            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if not ours:
-            return metrics
-        if "eval_clid" not in metrics:  # no single evaluation loop carried it
-            metrics["eval_clid"] = self.judge.clid(self._bare(self.model), self.args.device)
+        with self._stored_features():
+            if given is not None or not ours:
+                metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            if not ours:
+                return metrics
+            if one_clid := "eval_clid" not in metrics:  # no single evaluation loop carried it
+                metrics["eval_clid"] = self.judge.clid(self._bare(self.model), self.args.device)
+        if one_clid:
             self.log({"eval_clid": metrics["eval_clid"]})
             if given is None:
                 self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -480,7 +482,8 @@ class CLIDMUTrainer(Trainer):
         """As in Trainer, with `eval_clid` among the metrics of the evaluation set."""
         output = super().evaluation_loop(*args, **kwargs)
         if self.judge is not None and kwargs.get("metric_key_prefix") == "eval":
-            output.metrics["eval_clid"] = self.judge.clid(self._bare(self.model), self.args.device)
+            metrics: Any = output.metrics
+            metrics["eval_clid"] = self.judge.clid(self._bare(self.model), self.args.device)
         return output
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
@@ -488,7 +491,15 @@ class CLIDMUTrainer(Trainer):
         ensemble = self.config is not None and self.config.snapshot_mode == "ensemble" and not self.is_in_train
         if ensemble and self.snapshots is not None and len(self.snapshots.kept) > 1:
             return self.predict_ensemble(test_dataset, ignore_keys, metric_key_prefix)
-        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+        return self._predict_single(test_dataset, ignore_keys, metric_key_prefix)
+
+    def _predict_single(self, *args: Any) -> Any:
+        with self._stored_features():
+            return super().predict(*args)
+
+    def _stored_features(self) -> Any:
+        """Inside, the model takes what its frozen part made of a dataset before, where it has one."""
+        return nullcontext() if self.backbone is None else self.backbone.installed(self.model)
 
     def predict_ensemble(
         self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
@@ -504,7 +515,7 @@ class CLIDMUTrainer(Trainer):
         with self._restored():
             for member in members:
                 load_changing_state(self.model, self.snapshots.weights(member))
-                output = super().predict(test_dataset, ignore_keys, metric_key_prefix)
+                output = self._predict_single(test_dataset, ignore_keys, metric_key_prefix)
                 logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
                 shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
                 probability_NC = probability_NC + shifted / shifted.sum(axis=1, keepdims=True) / len(members)
@@ -530,7 +541,7 @@ class CLIDMUTrainer(Trainer):
         self._meters[name] = [total + value.detach(), count + 1]  # stays on the device until the next log
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As in Trainer, with the meta step's means since the last log: `meta_loss` (`clid`), weight mean and spread."""
+        """As in Trainer, with means since the last log: `meta_loss` (`clid`), and the weights' mean and spread."""
         if "loss" in logs and self._meters:
             logs.update({name: float(total) / count for name, (total, count) in self._meters.items()})
             if "meta_loss" in logs and self.config.objective == "clid":
@@ -542,45 +553,29 @@ class CLIDMUTrainer(Trainer):
         """As in Trainer; the ledger is written beside a model that is saved for use."""
         super().save_model(output_dir, _internal_call)
         if self.ledger is not None and not _internal_call and self.args.should_save:
-            self.ledger.save(Path(output_dir or self.args.output_dir) / LEDGER_NAME)
+            self.ledger.save(Path(str(output_dir or self.args.output_dir)) / LEDGER_NAME)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.config is None or not self.args.should_save:
-            return
-        folder = Path(output_dir) / STATE_FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, state in self._tensor_state().items():
-            if state:
-                save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
-        history = self.snapshots.save_kept_state() if self.snapshots is not None else []
-        values = {"version": STATE_VERSION, "meta_steps": self._meta_steps, "snapshots": history}
-        (folder / "state.json").write_text(json.dumps(values) + "\n", encoding="utf8")
+        if self.config is not None and self.args.should_save:
+            history = self.snapshots.save_kept_state() if self.snapshots is not None else []
+            save_state(output_dir, self._tensor_state(), {"meta_steps": self._meta_steps, "snapshots": history})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or self.config is None:
             return
-        folder = Path(checkpoint) / STATE_FOLDER
-        if not (folder / "state.json").is_file():
-            raise ValueError(
-                f"{checkpoint} has no folder '{STATE_FOLDER}': it was not written by CLIDMUTrainer, or not completely. "
-                "Start without resume_from_checkpoint, or from another checkpoint"
-            )
-        values = json.loads((folder / "state.json").read_text(encoding="utf8"))
-        if values.get("version") != STATE_VERSION:
-            raise ValueError(f"{folder} has format {values.get('version')}, this version reads {STATE_VERSION}")
+        tensors, values = load_state(checkpoint)
         self._meta_steps = int(values["meta_steps"])
         if self.snapshots is not None:
             self.snapshots.load_kept_state(values["snapshots"])
-        saved = {name: load_file(folder / f"{name}.safetensors") for name in _present(folder)}
         if self.weighting is not None:
-            self.weighting.load_state_dict(saved.get("weighting", {}))
-            _load_optimizer_tensors(self.weighting.optimizer, saved.get("weighting_optimizer", {}))
-        if self.ledger is not None and "ledger" in saved:
-            self.ledger.load_state_dict(saved["ledger"])
+            self.weighting.load_state_dict(tensors.get("weighting", {}))
+            load_optimizer_tensors(self.weighting.optimizer, tensors.get("weighting_optimizer", {}))
+        if self.ledger is not None and "ledger" in tensors:
+            self.ledger.load_state_dict(tensors["ledger"])
         # Of the model before training, which a resumed run no longer has.
-        features = saved.get("judge_features", {})
+        features = tensors.get("judge_features", {})
         if self.judge is not None and "judge" in features:
             self.judge.features_ND = features["judge"]
         if self._judge_table is not None and "meta" in features:
@@ -593,29 +588,7 @@ class CLIDMUTrainer(Trainer):
         }
         return {
             "weighting": {} if self.weighting is None else self.weighting.state_dict(),
-            "weighting_optimizer": {} if self.weighting is None else _optimizer_tensors(self.weighting.optimizer),
+            "weighting_optimizer": {} if self.weighting is None else optimizer_tensors(self.weighting.optimizer),
             "ledger": {} if self.ledger is None else self.ledger.state_dict(),
             "judge_features": {name: value for name, value in features.items() if value is not None},
         }
-
-
-def _present(folder: Path) -> list[str]:
-    return sorted(entry.removesuffix(".safetensors") for entry in os.listdir(folder) if entry.endswith(".safetensors"))
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
-    """An optimiser's state as named tensors: no pickle."""
-    if optimizer is None:
-        return {}
-    state = optimizer.state_dict()["state"]
-    return {f"{number}.{key}": torch.as_tensor(value) for number, slot in state.items() for key, value in slot.items()}
-
-
-def _load_optimizer_tensors(optimizer: torch.optim.Optimizer | None, tensors: Mapping[str, Tensor]) -> None:
-    if optimizer is None or not tensors:
-        return
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        number, key = name.split(".", 1)
-        state.setdefault(int(number), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,5 +1,6 @@
 """The trainer: indistinguishable from Trainer without a weighting, and what it adds with one."""
 
+import copy
 import json
 
 import numpy as np
@@ -336,6 +337,13 @@ def test_a_cached_frozen_backbone_trains_like_one_that_runs(name, tmp_path):
         assert torch.equal(value, before) or value.requires_grad, key
         trained += value.requires_grad
     assert 1 <= trained <= 6
+    # Nothing of the shortcut stays on the model: a copy of it is a model of its own, and raw inputs work.
+    assert not any("forward" in vars(module) for module in runs[1].backbone.blocks)
+    assert runs[1].evaluate()["eval_clid"] == pytest.approx(runs[0].evaluate()["eval_clid"], rel=1e-4)
+    inputs, _ = tiny_batch(name)
+    with torch.no_grad():
+        copied, other = (model.eval()(**inputs).logits for model in (copy.deepcopy(runs[1].model), runs[0].model))
+    torch.testing.assert_close(copied, other, rtol=1e-3, atol=1e-4)
 
 
 def test_a_frozen_backbone_keeps_its_running_statistics(tmp_path):

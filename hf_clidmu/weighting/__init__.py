@@ -14,7 +14,9 @@ _BUILDERS: dict[str, WeightingBuilder] = {}
 
 
 def register_weighting(name: str) -> Callable[[WeightingBuilder], WeightingBuilder]:
-    """Register a builder `(num_labels, feature_size, kl_weight) -> Weighting` under a name for `CLIDMUConfig(weighting=name)`.
+    """Register a builder, so that `CLIDMUConfig(weighting=name)` finds it.
+
+    The decorated function takes `num_labels`, `feature_size` and `kl_weight`, and returns a [`Weighting`].
 
     Raises:
         ValueError: when the name is taken, or is 'none', which means no weighting at all.

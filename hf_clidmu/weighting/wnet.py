@@ -1,4 +1,4 @@
-"""WNet: the weight of a label as a function of its loss (Meta-Weight-Net, arXiv 1902.07379; CLID-MU, section on WNet)."""
+"""WNet: the weight of a label as a function of its loss (Meta-Weight-Net, arXiv 1902.07379; used by CLID-MU)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
