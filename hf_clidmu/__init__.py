@@ -8,11 +8,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from hf_clidmu.backbones import load_classifier
     from hf_clidmu.config import CLIDMUConfig
-    from hf_clidmu.data import load_corpus
+    from hf_clidmu.data import load_corpus, prepare_corpus
     from hf_clidmu.divergence import clid
     from hf_clidmu.trainer import CLIDMUTrainer
 
-__all__ = ["CLIDMUConfig", "CLIDMUTrainer", "clid", "load_classifier", "load_corpus"]
+__all__ = ["CLIDMUConfig", "CLIDMUTrainer", "clid", "load_classifier", "load_corpus", "prepare_corpus"]
 
 _HOMES = {
     "CLIDMUConfig": "hf_clidmu.config",
@@ -20,6 +20,7 @@ _HOMES = {
     "clid": "hf_clidmu.divergence",
     "load_classifier": "hf_clidmu.backbones",
     "load_corpus": "hf_clidmu.data",
+    "prepare_corpus": "hf_clidmu.data",
 }
 
 

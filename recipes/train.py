@@ -23,15 +23,7 @@ from transformers.utils import logging as transformers_logging
 from hf_clidmu.backbones import load_classifier
 from hf_clidmu.classifier import forked_random_state
 from hf_clidmu.config import CLIDMUConfig
-from hf_clidmu.data import (
-    Corpus,
-    ImageSet,
-    collate_images,
-    image_transforms,
-    load_corpus,
-    text_collator,
-    tokenize_corpus,
-)
+from hf_clidmu.data import Corpus, load_corpus, prepare_corpus
 from hf_clidmu.metrics import classification_metrics
 from hf_clidmu.trainer import CLIDMUTrainer
 
@@ -75,20 +67,27 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         revision=run.revision,
         trust_remote_code=run.trust_remote_code,
     )
-    datasets, collator = model_datasets(corpus, processor, run)
+    data = prepare_corpus(
+        corpus,
+        processor,
+        augment=run.augment,
+        hflip=run.hflip,
+        max_length=run.max_length,
+        with_clean_train=run.clean_meta,
+    )
     trainer = CLIDMUTrainer(
         model=model,
         args=config,
-        data_collator=collator,
-        train_dataset=datasets["train"],
-        eval_dataset=datasets.get("validation"),
-        meta_dataset=datasets.get("meta"),
+        data_collator=data.collator,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        meta_dataset=data.clean_train,
         processing_class=processor,
         compute_metrics=classification_metrics,
     )
     if trainer.is_world_process_zero():
         print(plan(corpus, trainer, run, config))
-    final = FinalTable(trainer, datasets.get("test"), run.track_test)
+    final = FinalTable(trainer, data.test, run.track_test)
     trainer.add_callback(final)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
@@ -123,32 +122,6 @@ def expanded(name: str, value: str) -> str:
     if "$" in result:
         sys.exit(f"error: {name}: {value} names an environment variable that is not set; set it, or pass --{name} PATH")
     return result
-
-
-def model_datasets(corpus: Corpus, processor: Any, run: RunArguments) -> tuple[dict[str, Any], Any]:
-    """The corpus as inputs of the model, by split, and the collator that makes batches of them."""
-    splits = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
-    if run.clean_meta:
-        splits["meta"] = corpus.train
-    splits = {name: split for name, split in splits.items() if split is not None}
-    labels = {name: "clean_label" if name == "meta" else "label" for name in splits}
-    if corpus.modality == "text":
-        tokenised = {
-            name: tokenize_corpus(split, processor, run.max_length, label_column=labels[name])
-            for name, split in splits.items()
-        }
-        return tokenised, text_collator(processor)
-    train, evaluation = image_transforms(processor, run.augment, hflip=run.hflip)
-    sets = {
-        name: ImageSet(
-            split,
-            train if name == "train" else evaluation,
-            eval_transform=evaluation,
-            label_column=labels[name],
-        )
-        for name, split in splits.items()
-    }
-    return sets, collate_images
 
 
 class FinalTable(TrainerCallback):
