@@ -103,6 +103,9 @@ class SampleCollator:
             batch[INDEX_COLUMN] = torch.tensor([sample[INDEX_COLUMN] for sample in samples])
         if self.num_labels is not None:
             check_labels(batch, self.num_labels)
+            for name in LABEL_NAMES:
+                if isinstance(batch.get(name), Tensor):
+                    batch[name] = batch[name].long()  # losses take no smaller integers
         return batch
 
 
@@ -122,7 +125,7 @@ def check_labels(batch: Mapping[str, Any], num_labels: int) -> None:
             f"column '{name}' holds {tuple(labels_B.shape[1:])} values per sample: multi-label and soft targets are "
             "not supported, every sample must have exactly one integer label"
         )
-    if labels_B.is_floating_point() or labels_B.is_complex():
+    if labels_B.is_floating_point() or labels_B.is_complex() or labels_B.dtype == torch.bool:
         raise ValueError(f"column '{name}' holds {labels_B.dtype} values; labels must be integers (cast the column)")
     outside = ((labels_B < 0) | (labels_B >= num_labels)).nonzero().flatten().tolist()
     if outside:

@@ -57,6 +57,7 @@ class Snapshots:
         Returns:
             Whether it is the best so far.
         """
+        replaced = [snapshot for snapshot in self.history if snapshot.step == step]
         self.history = [snapshot for snapshot in self.history if snapshot.step != step]
         snapshot = Snapshot(step, float(clid))
         self.history.append(snapshot)
@@ -64,7 +65,8 @@ class Snapshots:
         if snapshot in ranked[: self.top_k]:
             snapshot.file = f"step-{step}.safetensors"
             self._write(snapshot.file, changing_state(model))
-        for dropped in ranked[self.top_k :]:
+            replaced = []  # its file was written anew
+        for dropped in replaced + ranked[self.top_k :]:
             if dropped.file is not None:
                 if self.writes:
                     (self.folder / dropped.file).unlink(missing_ok=True)
@@ -120,8 +122,9 @@ class Snapshots:
         """Continue a history. Snapshots made after it are forgotten; a kept one whose file is gone is not kept."""
         self.history = [Snapshot(int(s["step"]), float(s["clid"]), s["file"]) for s in history]
         for snapshot in self.history:
-            if snapshot.file is not None and not (self.folder / Path(snapshot.file).name).is_file():
-                snapshot.file = None
+            if snapshot.file is not None:
+                name = Path(snapshot.file).name  # a checkpoint may come from anywhere: nothing outside the folder
+                snapshot.file = name if (self.folder / name).is_file() else None
 
     def _write(self, name: str, state: dict[str, Tensor]) -> None:
         if not self.writes:
@@ -156,7 +159,10 @@ def load_changing_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     Raises:
         ValueError: when the state belongs to another model.
     """
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # a shape that differs
+        raise ValueError(f"the snapshot does not fit the model: {error}") from error
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     lost = sorted(trainable & set(missing))
     if lost or unexpected:

@@ -22,11 +22,15 @@ def save_state(checkpoint: str | Path, tensors: Mapping[str, Mapping[str, Tensor
     """
     folder = Path(checkpoint) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
+    for old in (folder / _VALUES_NAME, *folder.glob("*.safetensors")):  # of a run that was here before
+        old.unlink(missing_ok=True)
     for name, group in tensors.items():
         if group:
             save_file({key: value.contiguous() for key, value in group.items()}, folder / f"{name}.safetensors")
     text = json.dumps({"version": VERSION, **values}) + "\n"
-    (folder / _VALUES_NAME).write_text(text, encoding="utf8")
+    unfinished = folder / (_VALUES_NAME + ".tmp")
+    unfinished.write_text(text, encoding="utf8")
+    unfinished.replace(folder / _VALUES_NAME)
 
 
 def load_state(checkpoint: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

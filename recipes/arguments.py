@@ -76,7 +76,10 @@ def parse(
         One instance per type.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = HfArgumentParser(types, description="YAML (--config FILE) gives defaults, the command line wins.")
+    # No abbreviations: `--conf FILE` would be accepted, and never read.
+    parser = HfArgumentParser(
+        types, description="YAML (--config FILE) gives defaults, the command line wins.", allow_abbrev=False
+    )
     parser.add_argument("--config", help="YAML file with defaults for any of these arguments.", default=None)
     config = _option(arguments, "--config")
     chosen = {"--dataset", "--model", "--help", "-h"} & {argument.split("=")[0] for argument in arguments}

@@ -1,0 +1,112 @@
+"""The judge: the same samples, the same chunks, the same number, and no trace of having been there."""
+
+import pytest
+import torch
+from tiny_models import tiny_batch, tiny_classifier
+from torch.utils.data import Dataset
+from transformers import default_data_collator
+
+from hf_clidmu.batches import IndexedDataset, SampleCollator
+from hf_clidmu.classifier import ClassifierTap
+from hf_clidmu.divergence import clid
+from hf_clidmu.judge import Judge
+
+
+CPU = torch.device("cpu")
+
+
+class Samples(Dataset):
+    """Samples of an architecture; training samples, which the judge must not see, are noise."""
+
+    def __init__(self, name, size=23, evaluation=False):
+        self.inputs, _ = tiny_batch(name, size=size, seed=3)
+        self.evaluation = evaluation
+
+    def __len__(self):
+        return len(next(iter(self.inputs.values())))
+
+    def __getitem__(self, row):
+        sample = {key: values[row] for key, values in self.inputs.items()}
+        return sample if self.evaluation else {key: torch.zeros_like(value) for key, value in sample.items()}
+
+    def evaluation_view(self):
+        view = Samples.__new__(Samples)
+        view.inputs, view.evaluation = self.inputs, True
+        return view
+
+
+def judge_of(name, rows, **changes):
+    model = tiny_classifier(name)
+    dataset = Samples(name)
+    settings = {"collate": SampleCollator(default_data_collator), "batch_size": 4, "temperature": 0.5, **changes}
+    judge = Judge(tap=ClassifierTap(model), dataset=IndexedDataset(dataset), rows=rows, **settings)
+    return judge, model, dataset
+
+
+def seen_by(model, tap, dataset, rows):
+    inputs = {key: values[rows] for key, values in dataset.inputs.items()}
+    with torch.no_grad():
+        output = tap.forward(model.eval(), inputs)
+    model.train()
+    return output.features_BD, output.logits_BC
+
+
+@pytest.mark.parametrize("name", ["bert", "timm:test_resnet"])
+def test_clid_of_fixed_rows_in_fixed_chunks(name):
+    rows = [7, 0, 22, 3, 9, 11, 4, 15, 2, 18, 1]
+    judge, model, dataset = judge_of(name, rows, chunk_size=5, temperature=0.3)
+    features_ND, logits_NC = seen_by(model, judge.tap, dataset, rows)
+    chunks = [clid(features_ND[i : i + 5], logits_NC[i : i + 5], 0.3) for i in (0, 5)]  # the eleventh is left out
+    assert judge.clid(model, CPU) == pytest.approx(float(sum(chunks) / 2), rel=1e-5)
+
+
+def test_fixed_features_replace_those_of_the_model():
+    rows = list(range(8))
+    fixed_ND = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    judge, model, dataset = judge_of("bert", rows, features_ND=fixed_ND)
+    features_ND, logits_NC = seen_by(model, judge.tap, dataset, rows)
+    assert judge.clid(model, CPU) == pytest.approx(float(clid(fixed_ND, logits_NC)), rel=1e-5)
+    assert float(clid(fixed_ND, logits_NC)) != pytest.approx(float(clid(features_ND, logits_NC)), rel=1e-3)
+
+
+def test_the_size_of_a_forward_does_not_matter():
+    values = [judge_of("bert", list(range(20)), batch_size=size) for size in (1, 7, 64)]
+    found = [judge.clid(model, CPU) for judge, model, _ in values]
+    assert found == pytest.approx([found[0]] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "timm:test_resnet"])
+def test_judging_leaves_no_trace(name):
+    def drawing(samples):  # somebody's collator uses the global random state
+        torch.rand(3)
+        return default_data_collator(samples)
+
+    judge, model, _ = judge_of(name, list(range(10)), collate=SampleCollator(drawing))
+    list(model.children())[0].eval()  # a part that somebody froze must stay so
+    modes = [module.training for module in model.modules()]
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first = judge.clid(model, CPU)
+    torch.manual_seed(4)
+    assert judge.clid(model, CPU) == first
+    torch.manual_seed(3)
+    judge.clid(model, CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_better_match_of_predictions_and_features_has_a_lower_clid():
+    judge, model, dataset = judge_of("bert", list(range(20)))
+    with torch.no_grad():
+        judge.tap.head.weight.mul_(50)  # predictions that differ
+    _, logits_NC = seen_by(model, judge.tap, dataset, judge.rows)
+    probability_NC = logits_NC.softmax(1)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    judge.features_ND = probability_NC
+    aligned = judge.clid(model, CPU)
+    judge.features_ND = probability_NC[order]
+    assert aligned < judge.clid(model, CPU)

@@ -1,0 +1,406 @@
+"""The recipes: where arguments come from, one whole small run, and the grid of runs."""
+
+import importlib
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import yaml
+from PIL import Image
+from transformers import pipeline
+from transformers.utils import logging as transformers_logging
+
+from hf_clidmu.config import CLIDMUConfig
+from hf_clidmu.data import load_corpus
+
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+GRIDS = sorted((RECIPES / "benchmarks").glob("*.yaml"))
+CONFIGS = sorted(path for path in RECIPES.glob("*/*.yaml") if path not in GRIDS and path.parent.name != "accelerate")
+
+
+def recipe(name):
+    """A script of recipes/ as a module; they find one another as they do when they are run."""
+    sys.path.insert(0, str(RECIPES))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(RECIPES))
+
+
+arguments = recipe("arguments")
+TYPES = (arguments.RunArguments, CLIDMUConfig)
+
+
+def parse(*words, default=None):
+    return arguments.parse(TYPES, ["--use_cpu", "true", *map(str, words)], default)
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    def write(text):
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def test_yaml_gives_defaults_and_the_command_line_wins(config_file):
+    path = config_file(
+        "dataset: here\nlearning_rate: 1e-3\nmax_steps: 7\nhflip: false\nweighting: wnet\nnoise_rate: 0.25\n"
+    )
+    run, config = parse("--config", path, "--max_steps", "9", "--weighting=free")
+    assert (run.dataset, run.hflip, run.noise_rate, run.model) == ("here", False, 0.25, "test_resnet")
+    assert (config.max_steps, config.weighting, config.temperature) == (9, "free", 0.5)
+    assert isinstance(config.learning_rate, float)
+    assert config.learning_rate == 1e-3
+    assert config.eval_strategy == "steps"
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", "'0.001'"])
+def test_numbers_of_yaml_are_numbers(text, config_file):
+    run, config = parse(
+        "--config", config_file(f"learning_rate: {text}\ntest_size: {text}\nmeta_learning_rate: {text}")
+    )
+    assert config.learning_rate == config.meta_learning_rate == run.test_size == 1e-3
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False), ("yes", True), ("'no'", False)])
+def test_booleans_of_yaml_and_of_the_command_line(text, value, config_file):
+    run, config = parse("--config", config_file(f"clean_meta: {text}\nkeep_ledger: {text}"))
+    assert run.clean_meta is config.keep_ledger is value
+    run, config = parse("--config", config_file(f"clean_meta: {text}"), "--clean_meta", str(not value).lower())
+    assert run.clean_meta is not value
+    assert parse("--dry_run")[0].dry_run is True
+
+
+def test_null_and_empty_files(config_file):
+    assert parse("--config", config_file("meta_size: null\nlabel_column: ~"))[1].meta_size is None
+    assert parse("--config", config_file("# nothing\n"))[0] == arguments.RunArguments()
+
+
+def test_an_unknown_name_in_a_file_names_the_nearest(config_file):
+    path = config_file("learning_rat: 1e-3\nmodle: x\nweighting: none")
+    with pytest.raises(SystemExit) as stopped:
+        parse("--config", path)
+    message = str(stopped.value)
+    assert f"--config {path}" in message
+    assert "unknown name 'learning_rat', did you mean 'learning_rate'?" in message
+    assert "unknown name 'modle', did you mean 'model'?" in message
+    assert "weighting" not in message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--weightng", "none"], "unknown argument '--weightng', did you mean '--weighting'?"),
+        (["--weightng=none"], "unknown argument '--weightng=none', did you mean '--weighting'?"),
+        (["--modle", "x", "--datset", "y"], "did you mean '--model'?; unknown argument '--datset', did you mean"),
+        (["--zzzzzzzzzz"], "unknown argument '--zzzzzzzzzz'"),
+        (["digits"], "digits"),
+        (["--conf", "some.yaml"], "unknown argument '--conf', did you mean '--config'?"),  # else it is never read
+        (["--max_step", "4"], "did you mean '--max_steps'?"),
+        (["--config"], "expected one argument"),
+        (["--max_steps", "many"], "invalid int value: 'many'"),
+        (["--keep_ledger", "perhaps"], "perhaps"),
+    ],
+)
+def test_an_unknown_argument_names_the_nearest(words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(*words)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- b\n", "must hold 'name: value' lines, found list"),
+        ("just words", "found str"),
+        ("a: [1, 2\nb: 3", "is not valid YAML"),
+        ("a: b: c", "is not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused(text, message, config_file):
+    with pytest.raises(SystemExit, match=message):
+        parse("--config", config_file(text))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(SystemExit, match=f"--config {tmp_path}/none.yaml: no such file"):
+        parse(f"--config={tmp_path}/none.yaml")
+
+
+def test_a_wrong_value_in_a_file_is_refused(config_file, capsys):
+    with pytest.raises(SystemExit):
+        parse("--config", config_file("max_steps: 2.5"))
+    assert "--max_steps" in capsys.readouterr().err
+
+
+def test_the_default_file_is_for_calls_that_do_not_say_what_to_run(config_file, tmp_path):
+    default = config_file("dataset: default\nnoise_rate: 0.4")
+    assert parse(default=default)[0].noise_rate == 0.4
+    assert parse("--seed", "3", default=default)[0].dataset == "default"
+    for words in (["--dataset", "other"], ["--dataset=other"], ["--model", "other"]):
+        assert parse(*words, default=default)[0].noise_rate == 0.0
+    other = tmp_path / "other.yaml"
+    other.write_text("model: third")
+    run, _ = parse("--config", other, default=default)
+    assert (run.model, run.dataset, run.noise_rate) == ("third", "digits", 0.0)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_parses_as_it_is_written(path):
+    run, config = parse("--config", path)
+    for name, value in yaml.safe_load(path.read_text()).items():
+        found = getattr(run if hasattr(run, name) else config, name)
+        assert found == (type(found)(value) if isinstance(found, float) else value), name
+    assert len(CONFIGS) >= 4
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_every_cell_of_every_grid_parses(path, monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    grid = yaml.safe_load(path.read_text())
+    for corpus in grid["corpora"].values():
+        for method in grid["methods"].values():
+            cell = {**corpus, **(method or {}), "seed": grid["seeds"][0]}
+            run, config = parse(*(word for name, value in cell.items() for word in (f"--{name}", str(value))))
+            for name in set(cell) & {"weighting", "clean_meta", "freeze", "max_steps", "track_test"}:
+                assert getattr(run if hasattr(run, name) else config, name) == cell[name], name
+
+
+# ---- train.py --------------------------------------------------------------------------------------------------------
+
+
+def words(output_dir, **changes):
+    values = {
+        "dataset": "digits",
+        "model": "test_resnet",
+        "image_size": 32,
+        "noise": "symmetric",
+        "noise_rate": 0.4,
+        "augment": "off",
+        "max_train_samples": 64,
+        "max_steps": 4,
+        "eval_steps": 2,
+        "per_device_eval_batch_size": 256,
+        "output_dir": output_dir,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        **changes,
+    }
+    return [word for name, value in values.items() for word in (f"--{name}", str(value).replace("True", "true"))]
+
+
+@pytest.fixture(scope="module")
+def train():
+    """main() of recipes/train.py; it turns the log down for its own process, not for the tests."""
+    verbosity = transformers_logging.get_verbosity()
+    yield recipe("train").main
+    transformers_logging.set_verbosity(verbosity)
+
+
+@pytest.fixture(scope="module")
+def run(train, tmp_path_factory):
+    """One whole run: its folder and what main returned."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder, train(words(folder))
+
+
+def test_results_hold_every_row_of_the_table(run):
+    folder, returned = run
+    results = json.loads((folder / "results.json").read_text())
+    assert results == json.loads(json.dumps(returned))
+    assert list(results["results"]) == ["last", "selected", "ensemble", "oracle_best"]
+    for row in results["results"].values():
+        assert set(row) == {"test_accuracy", "test_macro_f1"}
+        assert all(0 <= value <= 1 for value in row.values())
+    evaluations = results["evaluations"]
+    assert [entry["step"] for entry in evaluations] == [2, 4]
+    assert results["results"]["last"]["test_accuracy"] == evaluations[-1]["test_accuracy"]
+    best = min(evaluations, key=lambda entry: entry["clid"])
+    assert results["results"]["selected"]["test_accuracy"] == best["test_accuracy"]
+    assert results["results"]["oracle_best"]["test_accuracy"] == max(e["test_accuracy"] for e in evaluations)
+    assert results["num_train_samples"] == 64
+    assert results["noise"]["kind"] == "symmetric"
+    assert 0 <= results["suspects_auroc"] <= 1
+    assert results["arguments"]["max_steps"] == 4
+    assert results["arguments"]["noise_rate"] == 0.4
+    assert set(results["versions"]) >= {"torch", "transformers"}
+
+
+def test_the_saved_model_is_the_selected_one_and_works_in_a_pipeline(run):
+    folder, results = run
+    classify = pipeline("image-classification", model=str(folder), top_k=1)
+    corpus = load_corpus("digits", noise="symmetric", noise_rate=0.4, max_train_samples=64, seed=42)
+    rows = list(range(0, len(corpus.test), 3))
+    answers = classify([corpus.test["image"][row].convert("RGB") for row in rows], batch_size=64)
+    assert {answer[0]["label"] for answer in answers} <= set(corpus.label_names)
+    right = [a[0]["label"] == corpus.label_names[corpus.test["label"][r]] for a, r in zip(answers, rows, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(results["results"]["selected"]["test_accuracy"], abs=0.1)
+    assert classify(Image.new("L", (8, 8)))
+
+
+def test_the_ledger_is_beside_the_model(run):
+    folder, _ = run
+    table = pyarrow.parquet.read_table(folder / "ledger.parquet")
+    assert {"index", "given_label", "label_score", "predicted_label"} <= set(table.column_names)
+    assert 0 < table.num_rows <= 64
+    assert sum(table["times_seen"].to_pylist()) == 4 * 32
+    assert max(table["index"].to_pylist()) < 64
+
+
+def test_a_finished_run_is_not_replaced_unasked(run, train):
+    folder, _ = run
+    before = (folder / "results.json").read_bytes()
+    with pytest.raises(SystemExit, match=f"{folder} holds a finished run.*--overwrite true"):
+        train(words(folder))
+    assert (folder / "results.json").read_bytes() == before
+
+
+def test_overwrite_replaces_it_and_without_a_weighting_it_is_cross_entropy(train, tmp_path, capsys):
+    (tmp_path / "results.json").write_text("{}")
+    results = train(words(tmp_path, weighting="none", overwrite=True, max_steps=2, eval_steps=1))
+    assert "method  cross-entropy" in capsys.readouterr().out
+    assert results["arguments"]["weighting"] == "none"
+    assert list(results["results"]) == ["last", "selected", "ensemble", "oracle_best"]
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(results))
+
+
+def test_a_dry_run_saves_nothing(train, tmp_path, capsys):
+    assert train(words(tmp_path / "dry", dry_run=True)) == {}
+    out = capsys.readouterr().out
+    assert "Dry run: one step done, nothing saved." in out
+    assert "64 train" in out
+    assert "wrong labels: " in out
+    assert not [path for path in (tmp_path / "dry").rglob("*") if path.is_file()]
+
+
+SMALLER = pytest.mark.xfail(strict=True, raises=ValueError, reason="--clean_meta takes 1000 rows of a smaller set")
+
+
+@pytest.mark.parametrize("changes", [{"meta_size": 32}, pytest.param({}, marks=SMALLER)], ids=["named", "default"])
+def test_the_upper_reference_is_judged_by_true_labels(changes, train, tmp_path, capsys):
+    results = train(words(tmp_path, clean_meta=True, max_steps=2, eval_steps=1, track_test="false", **changes))
+    assert "objective=cross_entropy" in capsys.readouterr().out
+    assert results["arguments"]["objective"] == "cross_entropy"
+    assert results["arguments"]["meta_source"] == "dataset"
+    assert list(results["results"]) == ["last", "selected", "ensemble"]  # nothing was tracked: no oracle
+
+
+@pytest.mark.parametrize("name", ["dataset", "model"])
+def test_an_environment_variable_that_is_not_set_is_named(name, train, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_CLIDMU_NOWHERE", raising=False)
+    with pytest.raises(SystemExit, match=rf"error: {name}: \$\{{HF_CLIDMU_NOWHERE\}}/x names an environment variable"):
+        train(words(tmp_path, **{name: "${HF_CLIDMU_NOWHERE}/x"}))
+
+
+@pytest.mark.xfail(strict=True, reason="TrainingArguments fills in 'trainer_output' before main looks at output_dir")
+def test_without_an_output_dir_the_folder_is_named_after_the_dataset(train, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = words("unused", dry_run=True)
+    at = given.index("--output_dir")
+    train(given[:at] + given[at + 2 :])
+    assert "output  outputs/digits" in capsys.readouterr().out
+
+
+def test_environment_variables_and_home_are_expanded(monkeypatch):
+    monkeypatch.setenv("HF_CLIDMU_DATA", "/somewhere")
+    monkeypatch.setenv("HOME", "/home/nobody")
+    expanded = recipe("train").expanded
+    assert expanded("dataset", "${HF_CLIDMU_DATA}/x") == "/somewhere/x"
+    assert expanded("dataset", "~/x") == "/home/nobody/x"
+
+
+# ---- compare.py ------------------------------------------------------------------------------------------------------
+
+
+def cell(last, selected, auroc=0.75, seconds=10.0, **more):
+    rows = {"last": last, "selected": selected, **more}
+    return {
+        "results": {name: {"test_accuracy": value} for name, value in rows.items() if value is not None},
+        "suspects_auroc": auroc,
+        "train_seconds": seconds,
+    }
+
+
+def test_the_table_shows_mean_and_deviation_over_seeds():
+    cells = {
+        "A | CE | 0": cell(0.5, 0.70, 0.80, 10.0, ensemble=0.71, oracle_best=0.9),
+        "B | CE | 0": cell(0.25, None, None, 7.4),
+        "A | CE | 1": cell(0.6, 0.74, 0.90, 13.0, ensemble=0.75, oracle_best=0.9),
+        "A | CE | 2": cell(0.7, 0.78, 1.00, 16.0, ensemble=0.79, oracle_best=0.9),
+    }
+    lines = recipe("compare").table(cells).split("\n")
+    assert lines[0].startswith("| corpus | method | seeds | last | selected by CLID | ensemble | oracle best |")
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2] == "| A | CE | 3 | 60.0 ± 10.0 | 74.0 ± 4.0 | 75.0 ± 4.0 | 90.0 ± 0.0 | 0.900 ± 0.100 | 13 ± 3 |"
+    assert lines[3] == "| B | CE | 1 | 25.0 |  |  |  |  | 7 |"
+    assert len(lines) == 4
+    assert statistics.stdev([70, 74, 78]) == 4.0
+
+
+def test_a_finished_cell_is_never_run_again(tmp_path, monkeypatch, capsys):
+    compare = recipe("compare")
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        "corpora:\n  A: {dataset: a, max_steps: 5}\nmethods:\n  CE: {weighting: none}\n  ours:\nseeds: [0, 1]\n"
+    )
+    output, ran = tmp_path / "results.json", []
+
+    def run_cell(given):
+        ran.append(given)
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return cell(0.5, 0.5 + given["seed"] / 10)
+
+    monkeypatch.setattr(compare, "run_cell", run_cell)
+    with pytest.raises(KeyboardInterrupt):
+        compare.main([str(grid), "--output", str(output)])
+    assert list(json.loads(output.read_text())) == ["A | CE | 0", "A | ours | 0"]  # kept as they come
+    compare.main([str(grid), "--output", str(output)])
+    assert [(given.get("weighting"), given["seed"]) for given in ran] == [
+        ("none", 0),
+        (None, 0),
+        ("none", 1),
+        ("none", 1),
+        (None, 1),
+    ]
+    assert ran[0] == {"dataset": "a", "max_steps": 5, "weighting": "none", "seed": 0}
+    before = output.read_bytes()
+    compare.main([str(grid), "--output", str(output)])
+    assert len(ran) == 5
+    assert output.read_bytes() == before
+    assert "| A | ours | 2 | 50.0 ± 0.0 | 55.0 ± 7.1 |" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
+
+
+def test_a_cell_is_one_run_of_the_recipe_with_these_arguments(monkeypatch):
+    compare, commands = recipe("compare"), []
+    kept = {**cell(0.5, 0.6), "evaluations": [], "num_train_samples": 3, "versions": {}}
+
+    def run(command, **kwargs):
+        commands.append(command)
+        folder = Path(command[command.index("--output_dir") + 1])
+        (folder / "results.json").write_text(json.dumps({**kept, "secret": 1}))
+        return type("Done", (), {"returncode": 0, "stderr": ""})
+
+    monkeypatch.setattr(compare.subprocess, "run", run)
+    given = {"config": "x.yaml", "freeze": "", "clean_meta": True, "seed": 1}
+    assert compare.run_cell(given) == {"arguments": given, **kept}
+    assert Path(commands[0][3]) == RECIPES / "train.py"
+    assert commands[0][4:12] == ["--config", "x.yaml", "--freeze", "", "--clean_meta", "True", "--seed", "1"]
+    monkeypatch.setattr(
+        compare.subprocess, "run", lambda *a, **k: type("Done", (), {"returncode": 1, "stderr": "it broke"})
+    )
+    with pytest.raises(SystemExit, match="it broke"):
+        compare.run_cell(given)

@@ -1,0 +1,273 @@
+"""Snapshots: what is ranked, what stays on disk, what is put back."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from hf_clidmu.snapshots import Snapshot, Snapshots, changing_state, load_changing_state, mean_state
+
+
+class Net(nn.Module):
+    """A frozen layer, a normalisation with buffers, a trainable layer; every value equals `value`."""
+
+    def __init__(self, value=0.0, width=3):
+        super().__init__()
+        self.below = nn.Linear(2, width)
+        self.norm = nn.BatchNorm1d(width)
+        self.head = nn.Linear(width, 2)
+        self.below.requires_grad_(False)
+        self.set(value)
+
+    def set(self, value, batches=0):
+        with torch.no_grad():
+            for parameter in (*self.norm.parameters(), *self.head.parameters()):
+                parameter.fill_(value)
+            self.norm.running_mean.fill_(value)
+            self.norm.num_batches_tracked.fill_(batches)
+        return self
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def names(*steps):
+    return sorted(["snapshots.json", *(f"step-{step}.safetensors" for step in steps)])
+
+
+def head_value(model):
+    values = {value for parameter in model.head.parameters() for value in parameter.detach().flatten().tolist()}
+    assert len(values) == 1
+    return values.pop()
+
+
+def filled(folder, clids, top_k=2, **kwargs):
+    """Snapshots at steps 1, 2, ...; the weights at a step all equal the step."""
+    snapshots = Snapshots(folder, top_k, **kwargs)
+    model = Net()
+    best = [snapshots.add(step, clid, model.set(step, batches=10 * step)) for step, clid in enumerate(clids, 1)]
+    return snapshots, best
+
+
+# ---- ranking ---------------------------------------------------------------------------------------------------------
+
+
+def test_lowest_clid_first_and_of_equal_ones_the_earlier(tmp_path):
+    snapshots, best = filled(tmp_path, [3.0, 2.0, 2.0, 5.0, 1.0, 1.0], top_k=3)
+    assert [snapshot.step for snapshot in snapshots.ranked()] == [5, 6, 2, 3, 1, 4]
+    assert [snapshot.step for snapshot in snapshots.kept] == [5, 6, 2]
+    assert best == [True, True, False, False, True, False]
+    assert snapshots.best == Snapshot(5, 1.0, "step-5.safetensors")
+
+
+def test_before_the_first_evaluation_there_is_nothing(tmp_path):
+    snapshots = Snapshots(tmp_path / "none", 2)
+    model = Net(7.0)
+    snapshots.load_selected(model)
+    assert (snapshots.best, snapshots.ranked(), snapshots.kept) == (None, [], [])
+    assert head_value(model) == 7.0
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_never_kept(value, tmp_path):
+    snapshots, best = filled(tmp_path, [value, 4.0, value], top_k=3)
+    assert best == [False, True, False]
+    assert [snapshot.step for snapshot in snapshots.kept] == [2]
+    assert [snapshot.step for snapshot in snapshots.history] == [1, 2, 3]
+    assert files(tmp_path) == names(2)
+
+
+def test_top_k_must_be_positive(tmp_path):
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        Snapshots(tmp_path, 0)
+
+
+# ---- on disk ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_exactly_the_best_k_are_on_disk_after_every_step(top_k, tmp_path):
+    clids = [5.0, 3.0, 4.0, 3.0, 6.0, 1.0, 2.0]
+    snapshots, model = Snapshots(tmp_path / "made" / "here", top_k), Net()
+    for step, clid in enumerate(clids, 1):
+        snapshots.add(step, clid, model.set(step))
+        best = sorted(range(1, step + 1), key=lambda s: (clids[s - 1], s))[:top_k]
+        assert files(tmp_path / "made" / "here") == names(*best)
+        assert [snapshot.step for snapshot in snapshots.kept] == best
+        for snapshot in snapshots.kept:
+            assert float(snapshots.weights(snapshot)["head.bias"][0]) == snapshot.step
+    index = json.loads((tmp_path / "made" / "here" / "snapshots.json").read_text())
+    assert index == snapshots.save_kept_state()
+    assert [entry["clid"] for entry in index] == clids
+
+
+def test_a_step_that_is_evaluated_again_replaces_itself(tmp_path):
+    snapshots, _ = filled(tmp_path, [2.0, 3.0])
+    assert snapshots.add(2, 1.0, Net(20.0))
+    assert [(s.step, s.clid) for s in snapshots.history] == [(1, 2.0), (2, 1.0)]
+    assert files(tmp_path) == names(1, 2)
+    assert float(snapshots.weights(snapshots.best)["head.bias"][0]) == 20.0
+
+
+@pytest.mark.parametrize("clid", [9.0, math.nan])
+def test_a_step_that_got_worse_leaves_no_file_behind(clid, tmp_path):
+    snapshots, _ = filled(tmp_path, [2.0, 3.0, 4.0], top_k=1)
+    assert not snapshots.add(1, clid, Net())
+    assert files(tmp_path) == ["snapshots.json"]  # the weights at step 2 are gone: nothing is kept, and it says so
+    assert snapshots.kept == []
+
+
+def test_a_process_that_does_not_write_leaves_the_disk_alone(tmp_path):
+    writer, _ = filled(tmp_path, [2.0, 1.0, 3.0], top_k=1)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    other, _ = filled(tmp_path, [2.0, 1.0, 3.0], top_k=1, writes=False)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert other.history == writer.history  # it knows what the writing process kept, and loads it
+    model = Net()
+    other.load_selected(model)
+    assert head_value(model) == 2.0
+    filled(tmp_path / "never", [1.0], writes=False)
+    assert not (tmp_path / "never").exists()
+
+
+def test_an_interrupted_write_does_not_replace_a_file(tmp_path, monkeypatch):
+    snapshots, _ = filled(tmp_path, [2.0])
+
+    def broken(state, path, metadata=None):
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("hf_clidmu.snapshots.save_file", broken)
+    with pytest.raises(OSError, match="no space"):
+        snapshots.add(1, 1.0, Net(5.0))
+    assert float(load_file(tmp_path / "step-1.safetensors")["head.bias"][0]) == 1.0
+
+
+# ---- what is put back ------------------------------------------------------------------------------------------------
+
+
+def test_single_loads_the_best_and_soup_the_mean_of_the_kept(tmp_path):
+    snapshots, _ = filled(tmp_path, [3.0, 1.0, 9.0, 2.0], top_k=3)  # best: 2, 4, 1
+    model = Net(100.0)
+    below = {name: value.clone() for name, value in model.below.state_dict().items()}
+    for mode in ("single", "ensemble"):
+        snapshots.load_selected(model.set(100.0), mode)
+        assert head_value(model) == 2.0
+        assert int(model.norm.num_batches_tracked) == 20
+    snapshots.load_selected(model, "soup")
+    assert head_value(model) == pytest.approx((2 + 4 + 1) / 3)
+    assert float(model.norm.running_mean[0]) == pytest.approx(7 / 3)
+    assert int(model.norm.num_batches_tracked) == 20  # of the best: integers have no mean
+    for name, value in model.below.state_dict().items():
+        assert torch.equal(value, below[name])
+
+
+def test_frozen_parameters_are_not_saved(tmp_path):
+    snapshots, _ = filled(tmp_path, [1.0])
+    expected = {"head.weight", "head.bias"}
+    expected |= {f"norm.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+    assert set(snapshots.weights(snapshots.best)) == expected == set(changing_state(Net()))
+
+
+def test_a_snapshot_is_a_copy():
+    model = Net(1.0)
+    state = changing_state(model)
+    model.set(2.0, batches=5)
+    assert {float(value.flatten()[0]) for name, value in state.items() if "running_var" not in name} == {0.0, 1.0}
+    load_changing_state(model, state)
+    assert head_value(model) == 1.0
+    assert int(model.norm.num_batches_tracked) == 0
+
+
+def test_mean_keeps_types_and_does_not_lose_digits_in_half_precision():
+    states = [
+        {"a": torch.tensor([value], dtype=torch.bfloat16), "n": torch.tensor(n)} for value, n in ((256, 1), (1, 5))
+    ]
+    mean = mean_state([*states, states[1]])
+    assert mean["a"].dtype == torch.bfloat16
+    assert float(mean["a"]) == 86.0
+    assert int(mean["n"]) == 1
+    assert float(states[0]["a"]) == 256.0
+
+
+@pytest.mark.parametrize("other", [Net(width=4), nn.Sequential(nn.Linear(3, 2)), nn.Linear(1, 1)])
+def test_weights_of_another_model_are_refused(other, tmp_path):
+    snapshots, _ = filled(tmp_path, [1.0])
+    with pytest.raises(ValueError, match="does not fit the model"):
+        snapshots.load_selected(other)
+
+
+def test_a_state_that_lacks_a_trainable_parameter_is_refused():
+    state = changing_state(Net())
+    del state["head.bias"]
+    with pytest.raises(ValueError, match=r"missing \['head.bias'\]"):
+        load_changing_state(Net(), state)
+
+
+def test_weights_that_are_not_there_are_named(tmp_path):
+    snapshots, _ = filled(tmp_path, [1.0, 2.0, 3.0], top_k=2)
+    with pytest.raises(FileNotFoundError, match=r"step 3 .*only the best 2"):
+        snapshots.weights(snapshots.history[2])
+    (tmp_path / "step-1.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="step 1 "):
+        snapshots.load_selected(Net())
+
+
+# ---- continuing ------------------------------------------------------------------------------------------------------
+
+
+def test_history_goes_through_json(tmp_path):
+    snapshots, _ = filled(tmp_path, [3.0, math.nan, 1.0, 0.1 + 0.2], top_k=2)
+    other = Snapshots(tmp_path, 2)
+    other.load_kept_state(json.loads(json.dumps(snapshots.save_kept_state())))
+    assert other.ranked() == snapshots.ranked()
+    assert other.kept == snapshots.kept
+    assert [snapshot.step for snapshot in other.history] == [1, 2, 3, 4]
+    assert math.isnan(other.history[1].clid)
+    other.add(5, 0.2, Net(5.0))
+    assert files(tmp_path) == names(4, 5)
+
+
+def test_a_kept_file_that_vanished_is_not_kept(tmp_path):
+    snapshots, _ = filled(tmp_path, [1.0, 2.0])
+    history = snapshots.save_kept_state()
+    (tmp_path / "step-1.safetensors").unlink()
+    other = Snapshots(tmp_path, 2)
+    other.load_kept_state(history)
+    assert [snapshot.step for snapshot in other.kept] == [2]
+    assert other.best.step == 1  # it is still the best that was seen
+    model = Net()
+    other.load_selected(model)
+    assert head_value(model) == 2.0
+
+
+@pytest.mark.parametrize("prefix", ["../../", "../", "/", "sub/../../"])
+def test_a_name_in_a_history_cannot_leave_the_folder(prefix, tmp_path):
+    folder, outside = tmp_path / "a" / "snapshots", tmp_path / "step-1.safetensors"
+    filled(folder, [1.0])  # a file of that name is in the folder, too
+    for place in (outside, tmp_path / "a" / "step-1.safetensors"):
+        place.write_bytes(b"somebody else's")
+    name = str(outside) if prefix == "/" else prefix + outside.name
+    snapshots = Snapshots(folder, 1)
+    snapshots.load_kept_state([{"step": 1, "clid": 1.0, "file": name}])
+    assert snapshots.kept[0].file == "step-1.safetensors"
+    assert float(snapshots.weights(snapshots.kept[0])["head.bias"][0]) == 1.0
+    snapshots.add(2, 0.5, Net())  # drops step 1
+    assert files(folder) == names(2)
+    assert outside.read_bytes() == (tmp_path / "a" / "step-1.safetensors").read_bytes() == b"somebody else's"
+
+
+@pytest.mark.parametrize("name", ["../../x", "..", "", ".", "/etc/passwd"])
+def test_a_name_that_is_not_in_the_folder_is_not_kept(name, tmp_path):
+    (tmp_path / "x").write_bytes(b"x")
+    snapshots = Snapshots(tmp_path / "a" / "b", 1)
+    snapshots.folder.mkdir(parents=True)
+    snapshots.load_kept_state([{"step": 1, "clid": 1.0, "file": name}])
+    assert snapshots.kept == []
+    with pytest.raises(FileNotFoundError):
+        snapshots.weights(snapshots.history[0])
