@@ -21,7 +21,7 @@ Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 def derive_seed(seed: int, *stream: int) -> int:
     """A seed for one purpose at one moment: the same on every platform, unrelated to its neighbours."""
-    return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(np.random.SeedSequence([seed, len(stream), *stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class IndexedDataset(Dataset):

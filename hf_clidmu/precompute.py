@@ -270,6 +270,8 @@ def encode(
     """
     dataset = evaluation_view(dataset)
     rows = list(range(len(dataset))) if rows is None else rows
+    if not rows:
+        raise ValueError("there are no samples to encode: the dataset is empty")
     samples = fetch(dataset, rows)
     lengths = [len(sample["input_ids"]) if "input_ids" in sample else 0 for sample in samples]
     order = sorted(range(len(rows)), key=lengths.__getitem__)  # similar lengths together: little padding
@@ -314,8 +316,15 @@ class FeatureTable:
         self._position[torch.tensor(self.rows)] = torch.arange(len(self.rows))
 
     def lookup(self, index_B: Tensor) -> Tensor:
-        """Features of these samples, (B, D), on the device of the indices."""
-        return self.features_RD[self._position[index_B.cpu()]].to(index_B.device)
+        """Features of these samples, (B, D), on the device of the indices.
+
+        Raises:
+            KeyError: for a sample that is not in the table.
+        """
+        position_B = self._position[index_B.cpu()]
+        if (position_B < 0).any():
+            raise KeyError(f"no features of sample {int(index_B[int((position_B < 0).int().argmax())])} in the table")
+        return self.features_RD[position_B].to(index_B.device)
 
 
 def cached(encoded: Encoded) -> CachedFeatures:

@@ -4,6 +4,7 @@ No label is read here. A snapshot holds what training can change (trainable para
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,7 +58,6 @@ class Snapshots:
         Returns:
             Whether it is the best so far.
         """
-        replaced = [snapshot for snapshot in self.history if snapshot.step == step]
         self.history = [snapshot for snapshot in self.history if snapshot.step != step]
         snapshot = Snapshot(step, float(clid))
         self.history.append(snapshot)
@@ -65,18 +65,15 @@ class Snapshots:
         if snapshot in ranked[: self.top_k]:
             snapshot.file = f"step-{step}.safetensors"
             self._write(snapshot.file, changing_state(model))
-            replaced = []  # its file was written anew
-        for dropped in replaced + ranked[self.top_k :]:
-            if dropped.file is not None:
-                if self.writes:
-                    (self.folder / dropped.file).unlink(missing_ok=True)
-                dropped.file = None
+        for dropped in ranked[self.top_k :]:
+            dropped.file = None
+        self._remove_others()
         self._write_index()
         return bool(ranked) and ranked[0] is snapshot
 
     def ranked(self) -> list[Snapshot]:
         """All finite snapshots, best first; of equal ones the earlier."""
-        finite = [snapshot for snapshot in self.history if torch.isfinite(torch.tensor(snapshot.clid))]
+        finite = [snapshot for snapshot in self.history if math.isfinite(snapshot.clid)]
         return sorted(finite, key=lambda snapshot: (snapshot.clid, snapshot.step))
 
     @property
@@ -116,15 +113,24 @@ class Snapshots:
 
     def save_kept_state(self) -> list[dict]:
         """The history as JSON values, for a checkpoint."""
-        return [asdict(snapshot) for snapshot in self.history]
+        return [{**asdict(s), "clid": s.clid if math.isfinite(s.clid) else None} for s in self.history]
 
     def load_kept_state(self, history: Sequence[dict]) -> None:
         """Continue a history. Snapshots made after it are forgotten; a kept one whose file is gone is not kept."""
-        self.history = [Snapshot(int(s["step"]), float(s["clid"]), s["file"]) for s in history]
+        self.history = [
+            Snapshot(int(s["step"]), math.nan if s["clid"] is None else float(s["clid"]), s["file"]) for s in history
+        ]
         for snapshot in self.history:
             if snapshot.file is not None:
                 name = Path(snapshot.file).name  # a checkpoint may come from anywhere: nothing outside the folder
                 snapshot.file = name if (self.folder / name).is_file() else None
+
+    def _remove_others(self) -> None:
+        """Delete weights that no snapshot of this run holds: dropped ones, and those of an earlier run here."""
+        held = {snapshot.file for snapshot in self.history}
+        for path in self.folder.glob("step-*.safetensors") if self.writes else ():
+            if path.name not in held:
+                path.unlink()
 
     def _write(self, name: str, state: dict[str, Tensor]) -> None:
         if not self.writes:

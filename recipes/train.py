@@ -30,12 +30,14 @@ from hf_clidmu.trainer import CLIDMUTrainer
 
 DEFAULT_CONFIG = Path(__file__).parent / "vision" / "digits.yaml"
 RESULTS_NAME = "results.json"
+_TRAINERS_OWN_OUTPUT = "trainer_output"
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run the recipe; returns what `results.json` holds."""
     run, config = parse((RunArguments, CLIDMUConfig), arguments, DEFAULT_CONFIG)
-    config.output_dir = config.output_dir or f"outputs/{Path(run.dataset).name}"
+    if config.output_dir == _TRAINERS_OWN_OUTPUT:  # every run would share it
+        config.output_dir = f"outputs/{Path(run.dataset).stem}"
     if run.dry_run:
         config.max_steps, config.eval_strategy, config.save_strategy = 1, "no", "no"
     elif (Path(config.output_dir) / RESULTS_NAME).exists() and not (run.overwrite or config.resume_from_checkpoint):
@@ -43,7 +45,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             f"error: {config.output_dir} holds a finished run; choose another --output_dir, or pass --overwrite true"
         )
     if run.clean_meta:
-        config.objective, config.meta_source, config.meta_size = "cross_entropy", "dataset", config.meta_size or 1000
+        config.objective, config.meta_source = "cross_entropy", "dataset"
     transformers_logging.set_verbosity_error()
     set_seed(config.seed)
 
@@ -60,6 +62,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         max_train_samples=run.max_train_samples,
         seed=config.seed,
     )
+    if run.clean_meta and config.meta_size is None:
+        config.meta_size = min(1000, len(corpus.train))
     model, processor = load_classifier(
         expanded("model", run.model),
         corpus.label_names,
