@@ -65,9 +65,11 @@ class CLIDMUConfig(TrainingArguments):
             ever pushed apart. Without it neighbours are pulled together, too, which selected better models on every
             set it was compared on (`recipes/benchmarks/README.md`).
         judge_features (`str`, *optional*, defaults to `"auto"`):
-            Features of CLID's feature graph: the model's `own`, or those of the `pretrained` model (computed once,
+            Features of CLID's feature graph where it *selects*: the model's `own`, or those of the `pretrained` model (computed once,
             before training: the mean token state of a text encoder, the last layer's inputs of other models). `auto`
             takes `pretrained` for a model that was loaded from a checkpoint, `own` for one with random weights.
+        objective_features (`str`, *optional*, defaults to `"own"`):
+            The same choice for the CLID *objective*, which guides the weighting; `own` as published.
         meta_source (`str`, *optional*, defaults to `"subset"`):
             Where meta batches come from: a fixed random `subset` of the training samples, the running `batch` (head
             scope only, no extra forward), or the `dataset` given to the trainer as `meta_dataset`.
@@ -162,7 +164,10 @@ class CLIDMUConfig(TrainingArguments):
         default=False, metadata={"help": "Stop the gradient of the prediction graph's row sums."}
     )
     judge_features: str = field(
-        default="auto", metadata={"help": "Features of CLID's feature graph: own, pretrained or auto."}
+        default="auto", metadata={"help": "Features of the graph that selects: own, pretrained or auto."}
+    )
+    objective_features: str = field(
+        default="own", metadata={"help": "Features of the CLID objective's feature graph: own, pretrained or auto."}
     )
     meta_source: str = field(
         default="subset", metadata={"help": "Where meta batches come from: subset, batch or dataset."}
@@ -200,6 +205,7 @@ class CLIDMUConfig(TrainingArguments):
         _one_of("preconditioner", self.preconditioner, PRECONDITIONERS)
         _one_of("meta_source", self.meta_source, META_SOURCES)
         _one_of("judge_features", self.judge_features, JUDGE_FEATURES)
+        _one_of("objective_features", self.objective_features, JUDGE_FEATURES)
         _one_of("judge_source", self.judge_source, JUDGE_SOURCES)
         _one_of("snapshot_mode", self.snapshot_mode, SNAPSHOT_MODES)
         _one_of("meta_optim", self.meta_optim, ("adam", "sgd"))

@@ -328,7 +328,7 @@ class CLIDMUTrainer(Trainer):
         if source is None or isinstance(source, dict):
             raise ValueError("judge_source='eval' needs one eval_dataset (its labels are not read)")
         rows = random_rows(len(source), min(config.judge_size, len(source)), self._seed(_JUDGE), "judge_size")
-        general_ND = self._pretrained_features(source, rows) if self._judges_by_pretrained() else None
+        general_ND = self._pretrained_features(source, rows) if self._by_pretrained(config.judge_features) else None
         self.judge = Judge(
             tap=self.tap,
             dataset=self._from_cache(source),
@@ -356,13 +356,13 @@ class CLIDMUTrainer(Trainer):
                 self._from_cache(source), size, batch_size, self.data_collator, self._seed(_META), workers
             )
             rows = self.meta_batches.rows
-        if self._judges_by_pretrained():
+        if self._by_pretrained(config.objective_features):
             rows = list(range(len(source))) if rows is None else rows
             self._judge_table = FeatureTable(rows, self._pretrained_features(source, rows))
 
-    def _judges_by_pretrained(self) -> bool:
-        if self.config.judge_features != "auto":
-            return self.config.judge_features == "pretrained"
+    def _by_pretrained(self, features: str) -> bool:
+        if features != "auto":
+            return features == "pretrained"
         return bool(getattr(getattr(self.model, "config", None), "_name_or_path", ""))  # it was loaded, not made
 
     def _pretrained_features(self, dataset: Any, rows: list[int]) -> Tensor:

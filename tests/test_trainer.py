@@ -280,7 +280,8 @@ def test_evaluation_changes_neither_model_nor_random_state(tmp_path):
 @pytest.mark.parametrize("judge_features", ["own", "pretrained"])
 @pytest.mark.parametrize("meta_source", ["subset", "batch"])
 def test_judge_features_decide_whose_graph_is_compared(judge_features, meta_source, tmp_path):
-    run = train("bert", tmp_path, judge_features=judge_features, meta_source=meta_source, max_steps=3, eval_steps=1)
+    chosen = {"judge_features": judge_features, "objective_features": judge_features}
+    run = train("bert", tmp_path, **chosen, meta_source=meta_source, max_steps=3, eval_steps=1)
     assert (run.judge.features_ND is not None) == (judge_features == "pretrained")
     assert (run._judge_table is not None) == (judge_features == "pretrained")
     if judge_features == "pretrained":
@@ -368,7 +369,7 @@ def test_freeze_that_leaves_nothing_to_do_is_an_error(freeze, message, tmp_path)
 @pytest.mark.parametrize("scope", ["head", "all"])
 def test_a_resumed_run_ends_where_an_unbroken_one_does(scope, tmp_path):
     common = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "eval_steps": 2, "scope": scope}
-    common |= {"judge_features": "pretrained", "gradient_accumulation_steps": 2}
+    common |= {"judge_features": "pretrained", "objective_features": "pretrained", "gradient_accumulation_steps": 2}
     whole = train("bert", tmp_path / "whole", **common)
     args = settings(tmp_path / "whole", **common)
     resumed = CLIDMUTrainer(tiny_classifier("bert", seed=5), args, default_data_collator, Samples("bert"))
