@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from arguments import RunArguments, parse
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if run.clean_meta:
         config.objective, config.meta_source = "cross_entropy", "dataset"
     transformers_logging.set_verbosity_error()
+    config.dataloader_pin_memory = config.dataloader_pin_memory and torch.cuda.is_available()
     set_seed(config.seed)
 
     corpus = load_corpus(
