@@ -65,9 +65,10 @@ class CLIDMUConfig(TrainingArguments):
             ever pushed apart. Without it neighbours are pulled together, too, which selected better models on every
             set it was compared on (`recipes/benchmarks/README.md`).
         judge_features (`str`, *optional*, defaults to `"auto"`):
-            Features of CLID's feature graph where it *selects*: the model's `own`, or those of the `pretrained` model (computed once,
-            before training: the mean token state of a text encoder, the last layer's inputs of other models). `auto`
-            takes `pretrained` for a model that was loaded from a checkpoint, `own` for one with random weights.
+            Features of CLID's feature graph where it *selects*: the model's `own`, or those of the `pretrained` model
+            (computed once, before training: the mean token state of a text encoder, the last layer's inputs of other
+            models). `auto` takes `pretrained` for a model that was loaded from a checkpoint, `own` for one with random
+            weights.
         objective_features (`str`, *optional*, defaults to `"own"`):
             The same choice for the CLID *objective*, which guides the weighting; `own` as published.
         meta_source (`str`, *optional*, defaults to `"subset"`):
