@@ -37,6 +37,46 @@ _TRAINERS_OWN_OUTPUT = "trainer_output"
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run the recipe; returns what `results.json` holds."""
     run, config = parse((RunArguments, CLIDMUConfig), arguments, DEFAULT_CONFIG)
+    settle(run, config)
+    transformers_logging.set_verbosity_error()
+    set_seed(config.seed)
+    corpus, trainer, test = build(run, config)
+    speaks = trainer.is_world_process_zero()
+    if speaks:
+        print(plan(corpus, trainer, run, config))
+
+    final = FinalTable(trainer, test, run.track_test)
+    trainer.add_callback(final)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    seconds = time.perf_counter() - started
+    if run.dry_run:
+        if speaks:
+            print("Dry run: one step done, nothing saved.")
+        return {}
+
+    trainer.save_model()
+    results = {
+        "dataset": corpus.source,
+        "num_train_samples": len(corpus.train),
+        "noise": None if corpus.noise is None else corpus.noise.to_dict(),
+        "model": run.model,
+        "results": final.results(),
+        "suspects_auroc": suspects_auroc(trainer, corpus),
+        "evaluations": final.evaluations,
+        "train_seconds": round(seconds, 1),
+        "arguments": {**asdict(run), **non_default(config)},
+        "versions": {name: version(name) for name in ("hf_clidmu", "torch", "transformers", "accelerate", "timm")},
+    }
+    if speaks:
+        path = Path(config.output_dir) / RESULTS_NAME
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf8")
+        print(table(results, corpus, config))
+    return results
+
+
+def settle(run: RunArguments, config: CLIDMUConfig) -> None:
+    """What follows from the arguments: where to write, what a dry run leaves out, what an upper reference needs."""
     if config.output_dir == _TRAINERS_OWN_OUTPUT:  # every run would share it
         config.output_dir = f"outputs/{Path(run.dataset).stem}"
     if run.dry_run:
@@ -47,10 +87,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         )
     if run.clean_meta:
         config.objective, config.meta_source = "cross_entropy", "dataset"
-    transformers_logging.set_verbosity_error()
     config.dataloader_pin_memory = config.dataloader_pin_memory and torch.cuda.is_available()
-    set_seed(config.seed)
 
+
+def build(run: RunArguments, config: CLIDMUConfig) -> tuple[Corpus, CLIDMUTrainer, Any]:
+    """The corpus, the trainer over it, and the test samples."""
     corpus = load_corpus(
         expanded("dataset", run.dataset),
         label_column=run.label_column,
@@ -91,35 +132,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         processing_class=processor,
         compute_metrics=classification_metrics,
     )
-    if trainer.is_world_process_zero():
-        print(plan(corpus, trainer, run, config))
-    final = FinalTable(trainer, data.test, run.track_test)
-    trainer.add_callback(final)
-    started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    seconds = time.perf_counter() - started
-    if run.dry_run:
-        print("Dry run: one step done, nothing saved.") if trainer.is_world_process_zero() else None
-        return {}
-
-    trainer.save_model()
-    results = {
-        "dataset": corpus.source,
-        "num_train_samples": len(corpus.train),
-        "noise": None if corpus.noise is None else corpus.noise.to_dict(),
-        "model": run.model,
-        "results": final.results(),
-        "suspects_auroc": suspects_auroc(trainer, corpus),
-        "evaluations": final.evaluations,
-        "train_seconds": round(seconds, 1),
-        "arguments": {**asdict(run), **non_default(config)},
-        "versions": {name: version(name) for name in ("hf_clidmu", "torch", "transformers", "accelerate", "timm")},
-    }
-    if trainer.is_world_process_zero():
-        path = Path(config.output_dir) / RESULTS_NAME
-        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf8")
-        print(table(results, corpus, config))
-    return results
+    return corpus, trainer, data.test
 
 
 def expanded(name: str, value: str) -> str:
