@@ -44,6 +44,7 @@ OTHER = {
     "temperature": "0.7",
     "detach_normaliser": "true",
     "judge_features": "own",
+    "objective_features": "pretrained",
     "meta_source": "batch",
     "meta_size": "77",
     "meta_batch_size": "9",
