@@ -3,6 +3,7 @@
 A name is a local folder, a timm architecture (random weights), or a model on the Hub.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from hf_clidmu.data.text import ensure_pad_token
+from hf_clidmu.pooling import POOLINGS, append_mean_pooling, declared_pooling
+
+
+logger = logging.getLogger(__name__)
 
 
 def load_classifier(
@@ -25,6 +30,7 @@ def load_classifier(
     label_names: Sequence[str],
     *,
     image_size: int | None = None,
+    pooling: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
     model_args: dict[str, Any] | None = None,
@@ -38,6 +44,9 @@ def load_classifier(
         label_names: names of the classes, in the order of their integers; at least two.
         image_size: height and width of the input of an image model built from an architecture name, in pixels.
             Defaults to what the architecture was made for.
+        pooling: how the classifier reads a text encoder: `own`, as its class does (mostly the first token); `mean`,
+            the mean token state (see [`append_mean_pooling`]); `auto`, as a sentence encoder's own
+            `1_Pooling/config.json` says, and `own` without one.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: whether code of the repository may run. Off unless you say so.
         model_args: further arguments of `timm.create_model`, for an architecture name.
@@ -46,7 +55,7 @@ def load_classifier(
         The model and its processor; saved together, they load in `transformers.pipeline`.
 
     Raises:
-        ValueError: for fewer than two labels, or names that occur twice.
+        ValueError: for fewer than two labels, names that occur twice, or a pooling that the architecture cannot have.
         OSError: when the name is neither a folder, nor an architecture, nor reachable on the Hub; the message says
             what can be given instead.
     """
@@ -55,6 +64,8 @@ def load_classifier(
         raise ValueError(f"a classifier needs at least two classes, got {names}")
     if len(set(names)) < len(names):
         raise ValueError(f"label_names must differ from one another, got {names}")
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got '{pooling}'")
     labels: dict[str, Any] = {
         "id2label": dict(enumerate(names)),
         "label2id": {label: number for number, label in enumerate(names)},
@@ -82,7 +93,20 @@ def load_classifier(
     processor = processor_class.from_pretrained(name, **hub)
     if not is_image:
         ensure_pad_token(processor, model.config)
+        _pool(model, name, pooling, revision)
     return model, processor
+
+
+def _pool(model: PreTrainedModel, name: str, pooling: str, revision: str | None) -> None:
+    if pooling == "auto":
+        if declared_pooling(name, revision) != "mean":
+            return
+        try:
+            append_mean_pooling(model)
+        except ValueError as error:
+            logger.warning("'%s' was trained to be read by its mean token state, but %s", name, error)
+    elif pooling == "mean":
+        append_mean_pooling(model)
 
 
 def _is_timm_architecture(name: str) -> bool:

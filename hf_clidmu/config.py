@@ -12,6 +12,7 @@ from hf_clidmu.weighting import available_weightings
 
 META_SOURCES = ("subset", "batch", "dataset")
 JUDGE_FEATURES = ("auto", "own", "pretrained")
+JUDGE_PREDICTIONS = ("classes", "probabilities")
 JUDGE_SOURCES = ("train", "eval")
 
 
@@ -36,7 +37,7 @@ class CLIDMUConfig(TrainingArguments):
             Its weight decay, as published.
         meta_every (`int`, *optional*, defaults to `1`):
             Take a meta step in every k-th optimiser step only.
-        meta_warmup_steps (`float`, *optional*, defaults to `0`):
+        meta_warmup_steps (`float`, *optional*, defaults to `0.1`):
             Plain cross-entropy for so many optimiser steps first; a number below 1 is a share of all steps.
         kl_weight (`float`, *optional*, defaults to `0.0`):
             Weight of VRI's KL term in the outer loss.
@@ -69,6 +70,11 @@ class CLIDMUConfig(TrainingArguments):
             (computed once, before training: the mean token state of a text encoder, the last layer's inputs of other
             models). `auto` takes `pretrained` for a model that was loaded from a checkpoint, `own` for one with random
             weights.
+        judge_predictions (`str`, *optional*, defaults to `"classes"`):
+            What CLID compares with the feature graph where it *selects*: the predicted `classes`, or `probabilities`
+            as published. Probabilities grow confident while wrong labels are memorised, and CLID falls with
+            confidence: on five noisy text sets, classes selected better states of every method, by 3 points in the
+            mean (`recipes/benchmarks/README.md`).
         objective_features (`str`, *optional*, defaults to `"own"`):
             The same choice for the CLID *objective*, which guides the weighting; `own` as published.
         meta_source (`str`, *optional*, defaults to `"subset"`):
@@ -139,7 +145,7 @@ class CLIDMUConfig(TrainingArguments):
     meta_weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay of the weighting."})
     meta_every: int = field(default=1, metadata={"help": "Take a meta step in every k-th optimiser step."})
     meta_warmup_steps: float = field(
-        default=0, metadata={"help": "Steps of plain cross-entropy first; below 1 it is a share of all steps."}
+        default=0.1, metadata={"help": "Steps of plain cross-entropy first; below 1 it is a share of all steps."}
     )
     kl_weight: float = field(default=0.0, metadata={"help": "Weight of VRI's KL term in the outer loss."})
 
@@ -166,6 +172,9 @@ class CLIDMUConfig(TrainingArguments):
     )
     judge_features: str = field(
         default="auto", metadata={"help": "Features of the graph that selects: own, pretrained or auto."}
+    )
+    judge_predictions: str = field(
+        default="classes", metadata={"help": "What CLID compares where it selects: classes or probabilities."}
     )
     objective_features: str = field(
         default="own", metadata={"help": "Features of the CLID objective's feature graph: own, pretrained or auto."}
@@ -206,6 +215,7 @@ class CLIDMUConfig(TrainingArguments):
         _one_of("preconditioner", self.preconditioner, PRECONDITIONERS)
         _one_of("meta_source", self.meta_source, META_SOURCES)
         _one_of("judge_features", self.judge_features, JUDGE_FEATURES)
+        _one_of("judge_predictions", self.judge_predictions, JUDGE_PREDICTIONS)
         _one_of("objective_features", self.objective_features, JUDGE_FEATURES)
         _one_of("judge_source", self.judge_source, JUDGE_SOURCES)
         _one_of("snapshot_mode", self.snapshot_mode, SNAPSHOT_MODES)

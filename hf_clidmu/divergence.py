@@ -146,6 +146,18 @@ def clid_in_chunks(
     return torch.stack(values).mean()
 
 
+def certain(logits_NC: Tensor) -> Tensor:
+    """Logits of the same predicted classes, each with probability one, (N, C); the first class of several that tie.
+    Rows that hold NaN stay NaN: a model that fell apart must not look sure.
+
+    CLID falls when predictions grow confident, whatever they say. Between states of a run, which differ in confidence
+    more than in anything else, it ranks by what is predicted only when all of them are equally sure.
+    """
+    predicted_N1 = logits_NC.argmax(dim=1, keepdim=True)
+    certain_NC = torch.full_like(logits_NC, -torch.inf).scatter(1, predicted_N1, 0.0)
+    return torch.where(logits_NC.isnan().any(dim=1, keepdim=True), torch.nan, certain_NC)
+
+
 def _check_matrix(name: str, tensor: Tensor) -> None:
     if tensor.ndim != 2:
         raise ValueError(f"{name} must have two dimensions (samples, values), got shape {tuple(tensor.shape)}")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hf_clidmu.batches import Collator
 from hf_clidmu.classifier import ClassifierTap, forked_random_state
-from hf_clidmu.divergence import clid_in_chunks
+from hf_clidmu.divergence import certain, clid_in_chunks
 from hf_clidmu.precompute import encode
 
 
@@ -26,6 +26,7 @@ class Judge:
         features_ND: fixed features of these rows for the feature graph (those of the pretrained model), or None for
             the model's own.
         chunk_size: samples compared with one another; CLID of different chunk sizes cannot be compared.
+        by_class: compare the predicted classes ([`certain`]) rather than the probabilities.
     """
 
     tap: ClassifierTap
@@ -36,10 +37,12 @@ class Judge:
     temperature: float
     features_ND: Tensor | None = None
     chunk_size: int = 100
+    by_class: bool = True
 
     def clid(self, model: nn.Module, device: torch.device) -> float:
         """CLID of the model as it is. Changes neither the model nor any random state."""
         with forked_random_state(device):
             seen = encode(model, self.tap, self.dataset, self.collate, self.batch_size, device, rows=self.rows)
         features_ND = seen.features_ND if self.features_ND is None else self.features_ND
-        return float(clid_in_chunks(features_ND, seen.logits_NC, self.chunk_size, self.temperature))
+        logits_NC = certain(seen.logits_NC) if self.by_class else seen.logits_NC
+        return float(clid_in_chunks(features_ND, logits_NC, self.chunk_size, self.temperature))

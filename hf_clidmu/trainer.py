@@ -337,6 +337,7 @@ class CLIDMUTrainer(Trainer):
             batch_size=self.args.per_device_eval_batch_size,
             temperature=config.temperature,
             features_ND=general_ND,
+            by_class=config.judge_predictions == "classes",
         )
 
     def _prepare_meta_batches(self, dataset: IndexedDataset) -> None:

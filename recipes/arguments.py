@@ -28,6 +28,10 @@ class RunArguments:
     image_size: int | None = field(
         default=None, metadata={"help": "Input size in pixels, for a model built from an architecture name."}
     )
+    pooling: str = field(
+        default="auto",
+        metadata={"help": "How a text encoder is read: own, mean, or auto (as a sentence encoder says of itself)."},
+    )
     augment: str = field(
         default="light", metadata={"help": "Augmentation of training images: off, light, randaugment."}
     )

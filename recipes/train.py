@@ -111,6 +111,7 @@ def build(run: RunArguments, config: CLIDMUConfig) -> tuple[Corpus, CLIDMUTraine
         expanded("model", run.model),
         corpus.label_names,
         image_size=run.image_size,
+        pooling=run.pooling,
         revision=run.revision,
         trust_remote_code=run.trust_remote_code,
     )

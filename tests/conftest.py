@@ -13,6 +13,8 @@ from pathlib import Path  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast  # noqa: E402
 
 
 if "OMP_NUM_THREADS" not in os.environ:  # else somebody has limited them already
@@ -42,3 +44,20 @@ def oracle(shared_dir: Path) -> Callable[[str], dict[str, torch.Tensor]]:
             return {key: torch.from_numpy(arrays[key]) for key in arrays if arrays[key].dtype.kind in "bif"}
 
     return load
+
+
+@pytest.fixture
+def bert_folder(tmp_path: Path) -> tuple[Path, BertForSequenceClassification]:
+    """A tiny BERT classifier with its tokenizer, as a folder, and the model in it."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "a", "very"]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(vocab_size=len(words), num_labels=2, **sizes))
+    model.save_pretrained(tmp_path / "bert")
+    fast.save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert", model

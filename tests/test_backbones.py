@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, pipeline
+from transformers import pipeline
 
 from hf_clidmu.backbones import load_classifier
 
@@ -84,22 +83,6 @@ def test_a_saved_image_model_gets_a_new_last_layer(tmp_path):
 
 
 # ---- texts -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def bert_folder(tmp_path):
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "a", "very"]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(vocab_size=len(words), num_labels=2, **sizes))
-    model.save_pretrained(tmp_path / "bert")
-    fast.save_pretrained(tmp_path / "bert")
-    return tmp_path / "bert", model
 
 
 def test_a_local_text_folder_gets_a_new_head_and_works_in_a_pipeline(bert_folder, tmp_path):

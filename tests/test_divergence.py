@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_clidmu.divergence import clid, clid_in_chunks, feature_graph, prediction_graph
+from hf_clidmu.divergence import certain, clid, clid_in_chunks, feature_graph, prediction_graph
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
@@ -290,3 +290,11 @@ def test_errors_name_the_argument():
         clid_in_chunks(features_ND[:0], logits_NC[:0])
     with pytest.raises(ValueError):
         clid_in_chunks(features_ND, logits_NC, chunk_size=0)
+
+
+def test_certain_keeps_the_classes_and_nothing_of_the_probabilities():
+    logits_NC = torch.tensor([[0.1, 0.3, 0.2], [5.0, -1.0, 5.0], [torch.nan, 1.0, 2.0]])
+    probability_NC = certain(logits_NC).softmax(dim=1)
+    assert probability_NC[:2].tolist() == [[0, 1, 0], [1, 0, 0]]
+    assert probability_NC[2].isnan().all()
+    assert not certain(logits_NC.half())[:2].isnan().any()

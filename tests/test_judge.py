@@ -38,8 +38,14 @@ class Samples(Dataset):
 def judge_of(name, rows, **changes):
     model = tiny_classifier(name)
     dataset = Samples(name)
-    settings = {"collate": SampleCollator(default_data_collator), "batch_size": 4, "temperature": 0.5, **changes}
-    judge = Judge(tap=ClassifierTap(model), dataset=IndexedDataset(dataset), rows=rows, **settings)
+    settings = {
+        "collate": SampleCollator(default_data_collator),
+        "batch_size": 4,
+        "temperature": 0.5,
+        "by_class": False,
+        **changes,
+    }
+    judge = Judge(tap=ClassifierTap(model), dataset=IndexedDataset(dataset), rows=rows, **{**settings, **changes})
     return judge, model, dataset
 
 
@@ -58,6 +64,25 @@ def test_clid_of_fixed_rows_in_fixed_chunks(name):
     features_ND, logits_NC = seen_by(model, judge.tap, dataset, rows)
     chunks = [clid(features_ND[i : i + 5], logits_NC[i : i + 5], 0.3) for i in (0, 5)]  # the eleventh is left out
     assert judge.clid(model, CPU) == pytest.approx(float(sum(chunks) / 2), rel=1e-5)
+
+
+def test_classes_are_compared_whatever_their_probabilities():
+    rows = list(range(20))
+    judge, model, dataset = judge_of("bert", rows, by_class=True)
+    with torch.no_grad():
+        judge.tap.head.weight.mul_(50)  # predictions that differ
+    features_ND, logits_NC = seen_by(model, judge.tap, dataset, rows)
+    classes = torch.nn.functional.one_hot(logits_NC.argmax(1), logits_NC.shape[1])
+    assert len(classes.unique(dim=0)) > 1
+    same_NN = (classes @ classes.T).float()
+    similarity_NN = torch.nn.functional.normalize(features_ND, dim=1)
+    log_S_NN = torch.log(torch.softmax((similarity_NN @ similarity_NN.T).clamp(min=0) / 0.5, dim=1) + 1e-7)
+    expected = -(same_NN / same_NN.sum(1, keepdim=True) * log_S_NN).sum(1).mean()
+    assert judge.clid(model, CPU) == pytest.approx(float(expected), rel=1e-5)
+    with torch.no_grad():
+        judge.tap.head.weight.mul_(0.01)
+        judge.tap.head.bias.mul_(0.01)
+    assert judge.clid(model, CPU) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_fixed_features_replace_those_of_the_model():
