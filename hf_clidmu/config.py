@@ -73,8 +73,8 @@ class CLIDMUConfig(TrainingArguments):
         judge_predictions (`str`, *optional*, defaults to `"classes"`):
             What CLID compares with the feature graph where it *selects*: the predicted `classes`, or `probabilities`
             as published. Probabilities grow confident while wrong labels are memorised, and CLID falls with
-            confidence: on five noisy text sets, classes selected better states of every method, by 3 points in the
-            mean (`recipes/benchmarks/README.md`).
+            confidence: on five noisy text sets (`recipes/benchmarks/README.md`), classes selected states that are
+            3 points better in the mean, whatever the method.
         objective_features (`str`, *optional*, defaults to `"own"`):
             The same choice for the CLID *objective*, which guides the weighting; `own` as published.
         meta_source (`str`, *optional*, defaults to `"subset"`):
