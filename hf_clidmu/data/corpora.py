@@ -7,28 +7,36 @@ All splits of a corpus have the same columns, whatever the source called them: t
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ._rows import name_rows, quote
+from .columns import (
+    Modality,
+    find_clean_column,
+    find_input_column,
+    find_label_columns,
+    input_table,
+    named_columns,
+)
 from .labels import (
     LabelSpace,
     RawLabels,
     absent_classes,
-    column_values,
+    fits,
     label_space,
     read_labels,
     require_labels,
     stratified_sample,
 )
 from .noise import UNKNOWN, IntArray, NoiseRecord, measure_noise, symmetric_noise
-from .sources import SPLIT_NAMES, load_source
+from .presets import Preset, find_preset, load_preset
+from .sources import SPLIT_NAMES, LoadedSource, load_source
+from .votes import FloatArray, majority_vote, merge_labels
 
 
 if TYPE_CHECKING:
@@ -36,12 +44,9 @@ if TYPE_CHECKING:
 
     from .sources import Source
 
-Modality = Literal["image", "text"]
+MissingLabels = Literal["error", "drop"]
 
-LABEL_COLUMNS = ("noisy_label", "label", "labels", "target", "class", "category")
-CLEAN_LABEL_COLUMN = "clean_label"
-IMAGE_COLUMNS = ("image", "img", "pixels", "image_path", "image_file", "file_name", "filename", "file", "path")
-TEXT_COLUMNS = ("text", "sentence", "content", "review", "tweet", "headline", "document", "question", "title")
+VOTES_COLUMN = "label_votes"
 _DIGITS_TEST_SIZE = 0.2
 
 
@@ -53,9 +58,10 @@ class Corpus:
         name: Short name for tables and cards.
         modality: `"image"` or `"text"`.
         train: Training split. Columns: the input column, `label` (`ClassLabel`, the given label) and, when known,
-            `clean_label` (`ClassLabel`, -1 where unknown).
-        validation: Validation split with the same columns, or `None`.
-        test: Test split with the same columns, or `None`.
+            `clean_label` (`ClassLabel`, -1 where unknown). Where several annotators were put to a vote, also
+            `label_votes`: the share of the votes that each class got (C floats), for reports; no model sees it.
+        validation: Validation split with the same columns but for `label_votes`, or `None`.
+        test: Test split with the same columns but for `label_votes`, or `None`.
         label_names: Class names in index order.
         input_column: `"image"` or `"text"`.
         noise: What is known about the noise of the training labels: the record of the injected noise, or a measured
@@ -89,6 +95,16 @@ class Corpus:
         return {name: index for index, name in enumerate(self.label_names)}
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """Where a source keeps what."""
+
+    modality: Modality
+    inputs: str
+    labels: list[str]
+    clean: str | None
+
+
 @dataclass
 class _Split:
     """A split on its way to its final columns.
@@ -101,19 +117,23 @@ class _Split:
     rows: IntArray
     label: IntArray
     clean: IntArray | None
+    votes: FloatArray | None = None
 
     def take(self, chosen: IntArray) -> _Split:
         clean = None if self.clean is None else self.clean[chosen]
-        return _Split(self.data, self.rows[chosen], self.label[chosen], clean)
+        votes = None if self.votes is None else self.votes[chosen]
+        return _Split(self.data, self.rows[chosen], self.label[chosen], clean, votes)
 
 
 def load_corpus(
     source: Source,
     *,
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     clean_label_column: str | None = None,
     image_column: str | None = None,
     text_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+    missing_labels: MissingLabels = "error",
     noise: Literal["symmetric"] | None = None,
     noise_rate: float = 0.0,
     noise_seed: int = 0,
@@ -132,27 +152,37 @@ def load_corpus(
     `max_train_samples`, inject noise into the training labels. Every step is deterministic in the arguments.
 
     Classes come from the training labels: a `ClassLabel` keeps its names, integers become 0..C-1 in numerical order
-    (gaps are closed, the names are the numbers), class names are sorted. In the validation and test splits a missing
-    label (`None` or -1) is replaced by the clean one. A validation or test split that was not asked for by name and
-    has no labels at all is left out with a warning.
+    (gaps are closed, the names are the numbers), class names are sorted; `label_names` says otherwise. In the
+    validation and test splits a missing label (`None` or -1) is replaced by the clean one. A validation or test split
+    that was not asked for by name and has no labels at all is left out with a warning.
+
+    Where several annotators labelled the same rows, their columns are put to a majority vote: missing labels do not
+    vote, and a tie goes to one of the classes in the lead, drawn by `noise_seed`.
 
     Args:
-        source: `"digits"` (8x8 scans that come with scikit-learn, no download); a folder with `train`, `validation`,
+        source: `"digits"` (8x8 scans that come with scikit-learn, no download); the name of a preset, such as
+            `"cifar10n_worse"` (see `PRESETS`; it says which columns to use); a folder with `train`, `validation`,
             `test` files (parquet, csv, tsv, json, jsonl, arrow); a folder of class folders with images, optionally
             inside `train/`, `validation/`, `test/`; one such file; a dict split -> file, files or `Dataset`; a folder
             written by `save_to_disk`; a `datasets.Dataset` or `DatasetDict`; or the id of a dataset on the Hub.
-            A folder called "digits" is reached as "./digits".
-        label_column: Column of the given labels. Default: the first of `noisy_label`, `label`, `labels`, `target`,
-            `class`, `category`; else the only other column with "label" in its name; else `clean_label`.
+            A folder called "digits" is reached as "./digits"; one called like a preset wins over the preset.
+        label_column: Column of the given labels. Several annotators: a sequence of columns, their names with commas
+            between them, or a pattern such as `"random_label*"`. Default: the first of `noisy_label`, `label`,
+            `labels`, `target`, `class`, `category`; else the only other column with "label" in its name; else
+            `clean_label`.
         clean_label_column: Column of the true labels, for reporting. Default: `clean_label` where it exists.
         image_column: Column of the images (`datasets.Image`, file paths, pixel arrays). Default: the only image
             column.
         text_column: Column of the texts. Default: `text`, `sentence`, ...; else the only text column that is left.
+        label_names: Class names in index order, for a source that has bare numbers, or class names in another order.
+            Default: as said above.
+        missing_labels: What to do with training rows without a label: `"error"` (default) names them, `"drop"` leaves
+            them out.
         noise: `"symmetric"` injects label noise into the training split. It starts from the clean labels when the
             source has them for the training split (a given noisy column is then ignored in all splits), else from
             the given labels, which then count as clean. `None` (default) leaves the labels alone.
         noise_rate: Share of training labels to make wrong, in [0, 1).
-        noise_seed: Seed of the injection.
+        noise_seed: Seed of the injection, and of ties among annotators.
         train_split: Name of the training split. Default: `train`, or the only split.
         validation_split: Name of the validation split. Default: `validation`, `valid`, `val`, `dev` or `eval`.
         test_split: Name of the test split. Default: `test` or `testing`.
@@ -168,21 +198,23 @@ def load_corpus(
         The corpus.
 
     Raises:
-        FileNotFoundError: The source, or an image file named in it, does not exist, or the Hub cannot be reached.
+        FileNotFoundError: The source, or an image file named in it, does not exist, or the Hub cannot be reached. For
+            a preset the message says what to download from where, and where to put it.
         TypeError: `source`, or a setting, is of a wrong type.
         ValueError: Columns or splits are missing or ambiguous, labels or texts are unusable (the message names
             column, row and value), or a setting is out of range.
 
     Warns:
-        UserWarning: A class has no training row, or an unlabelled split is left out.
+        UserWarning: A class has no training row, rows without a label are left out, an unlabelled split is left out,
+            or a preset has other classes than expected.
     """
-    _check_settings(noise, noise_rate, test_size, max_train_samples, seed)
-    loaded = load_source(source, config_name=config_name, revision=revision)
-    is_digits = isinstance(source, str) and source == "digits"
-    if is_digits:
+    _check_settings(noise, noise_rate, test_size, max_train_samples, seed, missing_labels)
+    preset, loaded = _load(source, config_name, revision)
+    if isinstance(source, str) and source == "digits":
         test_size, holdout_seed = (_DIGITS_TEST_SIZE if test_size is None else test_size), 0
     else:
         holdout_seed = seed
+
     wanted = {"train": train_split, "validation": validation_split, "test": test_split}
     splits = _pick_splits(loaded.splits, wanted)
     if test_size is not None and "test" in splits:
@@ -190,58 +222,56 @@ def load_corpus(
             f"test_size={test_size} asks for a hold-out, but {loaded.origin} has a test split. Leave test_size out to "
             "use that split, or drop the split to hold out training rows instead."
         )
-
-    train = splits["train"]
-    clean_column = _find_clean_column(splits, clean_label_column)
-    modality, found_input = _find_input_column(train, image_column, text_column, (label_column, clean_column))
-    found_label = _find_label_column(train, label_column, clean_column, found_input, clean_wanted=noise is not None)
-
-    given = {role: _read(split, found_label, role) for role, split in splits.items()}
-    clean = {role: _read(split, clean_column, role) for role, split in splits.items()}
-    given_train = given["train"]
-    if given_train is None:
-        raise ValueError(_no_column(train, "label_column", found_label))
-    require_labels(given_train)
-    space = label_space(given_train, clean["train"])
-
-    tables: dict[str, _Split] = {}
+    columns = _find_columns(
+        splits, preset, label_column, clean_label_column, image_column, text_column, clean_wanted=noise is not None
+    )
+    names = label_names or (None if preset is None else preset.label_names)
+    given, clean = _read_labels(splits, columns, names)
+    _refuse_missing(given["train"], missing_labels)
+    train = merge_labels(given["train"])
+    if label_names is None and names is not None and not _all_fit(names, train, clean["train"]):
+        names = None  # the classes of the preset go by other names here
+    space = label_space(train, clean["train"], names)
+    tables = {}
     for role, split in splits.items():
-        labels = _encode(role, given[role], clean[role], space, len(split), optional=wanted[role] is None)
-        if labels is not None:
-            inputs = _input_table(split, role, modality, found_input, loaded.base_dir)
-            tables[role] = _Split(inputs, np.arange(len(split)), *labels)
-
+        table = _encode(split, role, given[role], clean[role], space, noise_seed, optional=wanted[role] is None)
+        if table is not None:
+            table.data = input_table(split, role, columns.modality, columns.inputs, loaded.base_dir)
+            tables[role] = table
     if test_size:
         tables["train"], tables["test"] = _hold_out(tables["train"], test_size, holdout_seed)
     if max_train_samples is not None and max_train_samples < len(tables["train"].label):
         tables["train"] = tables["train"].take(stratified_sample(tables["train"].label, max_train_samples, seed))
     record = _apply_noise(tables, noise, noise_rate, noise_seed, space)
+    _warn_of_classes(tables["train"], space, loaded.origin, preset)
 
-    absent = absent_classes(tables["train"].label, space.names)
-    if absent:
-        warnings.warn(
-            f"{loaded.origin}: no training row is labelled {quote(absent)}. Training works, but the model cannot "
-            f"learn {'this class' if len(absent) == 1 else 'these classes'} from the given labels.",
-            stacklevel=2,
-        )
-    names = list(space.names)
-    finished = {role: _finish(table, names) for role, table in tables.items()}
+    for role, table in tables.items():
+        if role != "train":
+            table.votes = None  # serves reports about the training labels
+    finished = {role: _finish(table, list(space.names)) for role, table in tables.items()}
     return Corpus(
         name=loaded.name,
-        modality=modality,
+        modality=columns.modality,
         train=finished["train"],
         validation=finished.get("validation"),
         test=finished.get("test"),
-        label_names=names,
-        input_column=modality,
+        label_names=list(space.names),
+        input_column=columns.modality,
         noise=record,
         source=loaded.origin,
     )
 
 
 def _check_settings(
-    noise: object, noise_rate: float, test_size: float | None, max_train_samples: object, seed: object
+    noise: object,
+    noise_rate: float,
+    test_size: float | None,
+    max_train_samples: object,
+    seed: object,
+    missing_labels: object,
 ) -> None:
+    if missing_labels not in ("error", "drop"):
+        raise ValueError(f'missing_labels must be "error" or "drop", got {missing_labels!r}.')
     if noise not in (None, "symmetric"):
         raise ValueError(f'noise must be "symmetric" or None, got {noise!r}.')
     if noise is None and noise_rate:
@@ -287,138 +317,119 @@ def _pick_splits(splits: dict[str, Dataset], wanted: dict[str, str | None]) -> d
     return {role: splits[name] for role, name in picked.items()}
 
 
-def _find_clean_column(splits: dict[str, Dataset], wanted: str | None) -> str | None:
-    name = CLEAN_LABEL_COLUMN if wanted is None else wanted
-    if any(name in split.column_names for split in splits.values()):
-        return name
-    if wanted is not None:
-        raise ValueError(_no_column(splits["train"], "clean_label_column", wanted))
-    return None
-
-
-def _find_label_column(
-    train: Dataset, wanted: str | None, clean_column: str | None, input_column: str, *, clean_wanted: bool
-) -> str:
-    columns = train.column_names
-    if wanted is not None and wanted not in columns:
-        raise ValueError(_no_column(train, "label_column", wanted))
-    if clean_wanted and clean_column is not None and clean_column in columns:
-        return clean_column
-    if wanted is not None:
-        return wanted
-    for name in LABEL_COLUMNS:
-        if name in columns and name not in (clean_column, input_column):
-            return name
-    plausible = [
-        name
-        for name in columns
-        if "label" in name.lower() and name not in (clean_column, input_column) and _may_hold_classes(train, name)
-    ]
-    if len(plausible) > 1:
+def _load(source: Source, config_name: str | None, revision: str | None) -> tuple[Preset | None, LoadedSource]:
+    preset = find_preset(source)
+    if preset is None:
+        return None, load_source(source, config_name=config_name, revision=revision)
+    if config_name is not None or revision is not None:
         raise ValueError(
-            f"Several columns may hold the labels to train on: {quote(plausible)}. Choose one with label_column, for "
-            f"instance label_column={plausible[0]!r}."
+            f"config_name and revision are for datasets on the Hub, but {source!r} is a preset, which knows its own."
         )
-    if plausible:
-        return plausible[0]
-    if clean_column is not None and clean_column in columns:
-        return clean_column
-    raise ValueError(
-        f"No label column found: looked for {quote(LABEL_COLUMNS)}. Available columns: {quote(columns)}. Name it with "
-        "label_column."
-    )
+    return preset, load_preset(preset)
 
 
-def _may_hold_classes(dataset: Dataset, column: str) -> bool:
-    from datasets import ClassLabel, Value
+def _find_columns(
+    splits: dict[str, Dataset],
+    preset: Preset | None,
+    label_column: str | Sequence[str] | None,
+    clean_label_column: str | None,
+    image_column: str | None,
+    text_column: str | None,
+    *,
+    clean_wanted: bool,
+) -> _Columns:
+    """Find out where the source keeps what; what was asked for comes before what the preset says."""
+    train = splits["train"]
+    if preset is not None:
+        label_column = label_column or (None if clean_wanted else preset.label_column)
+        if image_column is None and text_column is None and preset.input_column in train.column_names:
+            image_column = preset.input_column if preset.modality == "image" else None
+            text_column = preset.input_column if preset.modality == "text" else None
+        if clean_label_column is None and any(preset.clean_label_column in s.column_names for s in splits.values()):
+            clean_label_column = preset.clean_label_column
+    clean = find_clean_column(splits, clean_label_column)
+    named = None if label_column is None else named_columns(train, label_column)
+    modality, inputs = find_input_column(train, image_column, text_column, (*(named or ()), clean))
+    labels = find_label_columns(train, named, clean, inputs, clean_wanted=clean_wanted)
+    return _Columns(modality, inputs, labels, clean)
 
-    feature = dataset.features[column]
-    return isinstance(feature, ClassLabel) or (
-        isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "string", "large_string", "bool"))
-    )
+
+def _read_labels(
+    splits: dict[str, Dataset], columns: _Columns, names: Sequence[str] | None
+) -> tuple[dict[str, list[RawLabels]], dict[str, RawLabels | None]]:
+    """Read the given labels, by annotator, and the clean ones of every split."""
+    given = {
+        role: [read_labels(split, column, role, names) for column in columns.labels if column in split.column_names]
+        for role, split in splits.items()
+    }
+    clean = {
+        role: read_labels(split, columns.clean, role, names) if columns.clean in split.column_names else None
+        for role, split in splits.items()
+    }
+    return given, clean
 
 
-def _find_input_column(
-    train: Dataset, image_column: str | None, text_column: str | None, label_columns: Sequence[str | None]
-) -> tuple[Modality, str]:
-    from datasets import Image
+def _all_fit(names: Sequence[str], *labels: RawLabels | None) -> bool:
+    return all(entry is None or fits(entry, names) for entry in labels)
 
-    if image_column is not None and text_column is not None:
-        raise ValueError(f"Pass image_column={image_column!r} or text_column={text_column!r}, not both.")
-    columns = train.column_names
-    for argument, name in (("image_column", image_column), ("text_column", text_column)):
-        if name is not None and name not in columns:
-            raise ValueError(_no_column(train, argument, name))
-    if image_column is not None:
-        return "image", image_column
-    if text_column is not None:
-        return "text", text_column
 
-    images = [name for name in columns if isinstance(train.features[name], Image)]
-    if not images:
-        images = [name for name in IMAGE_COLUMNS[:3] if name in columns]
-        if not images and not any(name in columns for name in TEXT_COLUMNS):
-            images = [name for name in IMAGE_COLUMNS[3:] if name in columns][:1]
-    texts = [name for name in TEXT_COLUMNS if name in columns and _is_text(train, name) and name not in label_columns]
-    if len(images) > 1:
-        raise ValueError(f"Several columns hold images: {quote(images)}. Choose one with image_column.")
-    if images and texts:
-        raise ValueError(
-            f"There are images ({images[0]!r}) and texts ({quote(texts)}): choose with image_column or text_column."
+def _refuse_missing(given: list[RawLabels], missing_labels: str) -> None:
+    """Check that every training row has a label from somebody, or may be left out."""
+    rows = sorted(set.intersection(*(set(labels.missing_rows) for labels in given)))
+    total = len(given[0].values)
+    if not rows:
+        return
+    if missing_labels == "drop" and len(rows) < total:
+        warnings.warn(
+            f"{len(rows)} of {total} training rows have no label in {quote([labels.column for labels in given])} and "
+            "are left out.",
+            stacklevel=3,
         )
-    if images:
-        return "image", images[0]
-    if texts:
-        return "text", texts[0]
-    rest = [
-        name
-        for name in columns
-        if _is_text(train, name) and name not in (*label_columns, *LABEL_COLUMNS) and "label" not in name.lower()
-    ]
-    if len(rest) == 1:
-        return "text", rest[0]
+        return
+    if len(given) == 1:
+        require_labels(given[0])
     raise ValueError(
-        f"{'Several columns may hold' if rest else 'No column was found for'} the input. Available columns: "
-        f"{quote(columns)}. Name the one to classify with image_column or text_column."
+        f"{name_rows(rows)} of the train split: none of the annotators {quote([labels.column for labels in given])} "
+        'gave a label. Leave such rows out with missing_labels="drop", or name further columns in label_column.'
     )
-
-
-def _is_text(dataset: Dataset, column: str) -> bool:
-    return getattr(dataset.features[column], "dtype", None) in ("string", "large_string", "string_view")
-
-
-def _no_column(dataset: Dataset, argument: str, name: str) -> str:
-    return f"{argument}={name!r} is no column of the data. Available columns: {quote(dataset.column_names)}."
-
-
-def _read(split: Dataset, column: str | None, role: str) -> RawLabels | None:
-    if column is None or column not in split.column_names:
-        return None
-    return read_labels(split, column, role)
 
 
 def _encode(
-    role: str, given: RawLabels | None, clean: RawLabels | None, space: LabelSpace, rows: int, *, optional: bool
-) -> tuple[IntArray, IntArray | None] | None:
+    split: Dataset,
+    role: str,
+    given: list[RawLabels],
+    clean: RawLabels | None,
+    space: LabelSpace,
+    vote_seed: int,
+    *,
+    optional: bool,
+) -> _Split | None:
     """Map the labels of a split to classes; `None` when an optional split has no labels at all."""
+    rows = len(split)
     clean_N = None if clean is None else space.encode(clean)
+    label_N, votes = np.full(rows, UNKNOWN, dtype=np.int64), None
+    if len(given) == 1:
+        label_N = space.encode(given[0])
+    elif given:
+        outcome = majority_vote([space.encode(labels) for labels in given], len(space.names), vote_seed)
+        label_N, votes = outcome.label, outcome.shares
+    table = _Split(split, np.arange(rows), label_N, clean_N, votes)
     if role == "train":
-        assert given is not None  # load_corpus has seen to it
-        return space.encode(given), clean_N
-    label_N = np.full(rows, UNKNOWN, dtype=np.int64) if given is None else space.encode(given)
+        missing = label_N == UNKNOWN
+        return table.take(np.flatnonzero(~missing)) if missing.any() else table
     if clean_N is not None:
-        label_N = np.where(label_N == UNKNOWN, clean_N, label_N)
-    missing = np.flatnonzero(label_N == UNKNOWN)
-    if missing.size == rows and optional:
+        table.label = label_N = np.where(label_N == UNKNOWN, clean_N, label_N)
+    missing_rows = np.flatnonzero(label_N == UNKNOWN)
+    if missing_rows.size == rows and optional:
         warnings.warn(f"The {role} split has no labels and is left out.", stacklevel=3)
         return None
-    if missing.size:
-        where = " or ".join(labels.where for labels in (given, clean) if labels is not None)
+    if missing_rows.size:
+        where = " or ".join(labels.where for labels in (*given, clean) if labels is not None)
         raise ValueError(
-            f"{where or f'the {role} split'}, {name_rows(missing.tolist())}: no label. Drop these rows, fill the "
+            f"{where or f'the {role} split'}, {name_rows(missing_rows.tolist())}: no label. Drop these rows, fill the "
             "labels in, or give the clean ones with clean_label_column."
         )
-    return label_N, clean_N
+    return table
 
 
 def _hold_out(train: _Split, test_size: float, seed: int) -> tuple[_Split, _Split]:
@@ -447,12 +458,29 @@ def _apply_noise(
     for table in tables.values():
         # Injected noise starts from labels taken as clean: the same columns then exist in every split.
         table.clean = table.label if table.clean is None else np.where(table.clean < 0, table.label, table.clean)
+    train.votes = None  # who voted for what does not describe injected labels
     train.label, record = symmetric_noise(train.label, num_classes, rate, seed)
     return record
 
 
+def _warn_of_classes(train: _Split, space: LabelSpace, origin: str, preset: Preset | None) -> None:
+    if preset is not None and preset.num_labels not in (None, len(space.names)):
+        warnings.warn(
+            f"{origin}: the preset {preset.name!r} has {preset.num_labels} classes, but these data have "
+            f"{len(space.names)}. Results are not comparable with published ones.",
+            stacklevel=3,
+        )
+    absent = absent_classes(train.label, space.names)
+    if absent:
+        warnings.warn(
+            f"{origin}: no training row is labelled {quote(absent)}. Training works, but the model cannot "
+            f"learn {'this class' if len(absent) == 1 else 'these classes'} from the given labels.",
+            stacklevel=3,
+        )
+
+
 def _finish(table: _Split, names: list[str]) -> Dataset:
-    from datasets import ClassLabel
+    from datasets import ClassLabel, List, Value
 
     feature = ClassLabel(names=names)
     dataset = _without_indices(table.data)
@@ -463,117 +491,13 @@ def _finish(table: _Split, names: list[str]) -> Dataset:
             full = np.full(total, UNKNOWN, dtype=np.int64)
             full[table.rows] = values
             dataset = dataset.add_column(column, full, feature=feature)
+    if table.votes is not None:
+        shares = np.zeros((total, len(names)), dtype=np.float32)
+        shares[table.rows] = table.votes
+        dataset = dataset.add_column(VOTES_COLUMN, list(shares), feature=List(Value("float32"), length=len(names)))
     return dataset if len(table.rows) == total else dataset.select(table.rows)
 
 
 def _without_indices(dataset: Dataset) -> Dataset:
     # add_column would do this by writing a cache file, beside the data for a folder written by save_to_disk.
     return dataset if dataset._indices is None else dataset.flatten_indices(keep_in_memory=True)
-
-
-def _input_table(split: Dataset, role: str, modality: Modality, column: str, base_dir: Path | None) -> Dataset:
-    """Keep the input column alone, under its standard name and in its standard type."""
-    if column not in split.column_names:
-        argument = "image_column" if modality == "image" else "text_column"
-        raise ValueError(f"In the {role} split, {_no_column(split, argument, column)}")
-    inputs = split.with_format(None).select_columns([column])
-    if column != modality:
-        inputs = inputs.rename_column(column, modality)
-    if modality == "text":
-        check_texts(inputs, "text", f"column {column!r} of the {role} split", argument="text_column")
-        return inputs
-    return _as_images(inputs, f"column {column!r} of the {role} split", base_dir)
-
-
-def check_texts(dataset: Dataset, column: str, where: str, argument: str) -> list[str]:
-    """Return the texts of a column, refusing rows without one.
-
-    Args:
-        dataset: The split.
-        column: The column.
-        where: The column and split, for messages.
-        argument: The argument that names another column, for messages.
-
-    Returns:
-        The texts.
-
-    Raises:
-        ValueError: The column holds no text, or rows of it are `None` or empty.
-    """
-    if not _is_text(dataset, column):
-        raise ValueError(
-            f"{where} holds {dataset.features[column]}, not text. Name the text column with {argument}; available "
-            f"columns: {quote(dataset.column_names)}."
-        )
-    texts = column_values(dataset, column)
-    empty = [row for row, text in enumerate(texts) if text is None or not text.strip()]
-    if empty:
-        raise ValueError(
-            f"{where}, {name_rows(empty)}: the text is missing or empty. Drop such rows first, for instance with "
-            f"dataset.filter(lambda row: row[{column!r}] and row[{column!r}].strip())."
-        )
-    return texts
-
-
-def _as_images(inputs: Dataset, where: str, base_dir: Path | None) -> Dataset:
-    from datasets import Image
-
-    feature = inputs.features["image"]
-    if isinstance(feature, Image):
-        return inputs if feature.decode else inputs.cast_column("image", Image(mode=feature.mode))
-    if _is_text(inputs, "image"):
-        return _image_files(column_values(inputs, "image"), where, base_dir)
-    if isinstance(feature, dict) and feature.keys() == {"bytes", "path"}:
-        return inputs.cast_column("image", Image())
-    if not _is_nested_numbers(feature):
-        raise ValueError(
-            f"{where} holds {feature}: images must be a datasets.Image column, file paths or pixel arrays "
-            "(height x width or height x width x channels). Name the image column with image_column."
-        )
-    return _image_arrays(inputs, where)
-
-
-def _image_files(paths: list[Any], where: str, base_dir: Path | None) -> Dataset:
-    from datasets import Dataset, Features, Image, Value
-
-    resolved: list[str | None] = []
-    missing: list[int] = []
-    for row, path in enumerate(paths):
-        # Paths in a table are relative to the table's folder, or to the working folder.
-        places = [] if not path else [path] if base_dir is None else [path, os.path.join(base_dir, path)]
-        found = path if path and "://" in path else next((place for place in places if os.path.isfile(place)), None)
-        resolved.append(found)
-        if found is None:
-            missing.append(row)
-    if missing:
-        beside = "" if base_dir is None else f" or {str(base_dir)!r}"
-        raise FileNotFoundError(
-            f"{where}, {name_rows(missing)}: no such image file (the first is {paths[missing[0]]!r}); looked in "
-            f"{str(Path.cwd())!r}{beside}."
-        )
-    files = Dataset.from_dict({"image": resolved}, features=Features({"image": Value("string")}))
-    return files.cast_column("image", Image())
-
-
-def _image_arrays(inputs: Dataset, where: str) -> Dataset:
-    from datasets import Dataset, Features, Image
-
-    from .images import as_pil_image
-
-    images = []
-    for row, value in enumerate(column_values(inputs, "image")):
-        try:
-            images.append(as_pil_image(value))
-        except ValueError as error:
-            raise ValueError(f"{where}, row {row}: {error}") from error
-    return Dataset.from_dict({"image": images}, features=Features({"image": Image()}))
-
-
-def _is_nested_numbers(feature: Any) -> bool:
-    dtype = getattr(feature, "dtype", None)
-    if getattr(feature, "shape", None) is not None:  # Array2D, Array3D
-        return str(dtype).startswith(("int", "uint", "float"))
-    depth = 0
-    while hasattr(feature, "feature"):  # List, LargeList
-        feature, depth = feature.feature, depth + 1
-    return depth in (2, 3) and str(getattr(feature, "dtype", "")).startswith(("int", "uint", "float"))

@@ -35,12 +35,14 @@ class RawLabels:
         values: One entry per row: a class name, an integer, or `None` where the label is missing.
         given: The entries as they are stored, for messages.
         names: The names of a `ClassLabel` column, else `None`.
+        column: The column, for messages.
     """
 
     where: str
     values: list[LabelValue | None]
     given: list[Any]
     names: tuple[str, ...] | None
+    column: str = ""
 
     @property
     def missing_rows(self) -> list[int]:
@@ -53,34 +55,37 @@ def column_values(dataset: Dataset, column: str) -> list[Any]:
     return dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
 
 
-def read_labels(dataset: Dataset, column: str, split: str) -> RawLabels:
+def read_labels(dataset: Dataset, column: str, split: str, names: Sequence[str] | None = None) -> RawLabels:
     """Read a label column and refuse what is no single-label class.
 
     Args:
         dataset: The split.
         column: Name of an existing column.
         split: Name of the split, for messages.
+        names: Class names in index order, for a column of bare numbers; a `ClassLabel` keeps its own.
 
     Returns:
         The labels; missing ones (`None`, NaN, empty text, -1) are `None` in `values`.
 
     Raises:
         ValueError: The column holds lists (multi-label), structures, numbers that are not whole, integers below -1 or
-            beyond the names of a `ClassLabel`.
+            beyond the names of the classes.
     """
     from datasets import ClassLabel, Value
 
     where = f"column {column!r} of the {split} split"
     feature = dataset.features[column]
     given = column_values(dataset, column)
-    if isinstance(feature, ClassLabel):
-        names = tuple(feature.names)
+    dtype = feature.dtype if isinstance(feature, Value) else None
+    known = tuple(feature.names) if isinstance(feature, ClassLabel) else None
+    if names is not None and dtype is not None and dtype.startswith(("int", "uint", "float")):
+        known = tuple(names)
+    if known is not None:
         class_values = [
-            None if (index := _whole_number(value, where, row)) is None else _class_name(index, names, where, row)
+            None if (index := _whole_number(value, where, row)) is None else _class_name(index, known, where, row)
             for row, value in enumerate(given)
         ]
-        return RawLabels(where, list(class_values), given, names)
-    dtype = feature.dtype if isinstance(feature, Value) else None
+        return RawLabels(where, list(class_values), given, known, column)
     values: list[LabelValue | None]
     if dtype in ("string", "large_string", "string_view"):
         values = [value if value is not None and value.strip() else None for value in given]
@@ -97,7 +102,7 @@ def read_labels(dataset: Dataset, column: str, split: str) -> RawLabels:
             "integer, a class name or a ClassLabel). Multi-label targets are not supported: keep one class per row, "
             "or pass another label_column."
         )
-    return RawLabels(where, values, given, None)
+    return RawLabels(where, values, given, None, column)
 
 
 def require_labels(labels: RawLabels) -> None:
@@ -113,8 +118,8 @@ def require_labels(labels: RawLabels) -> None:
     if rows:
         raise ValueError(
             f"{labels.where}, {name_rows(rows)}: no label (the first is {_short(labels.given[rows[0]])}); None, empty "
-            "text and -1 mean that there is none. Drop such rows first, for instance with dataset.filter, or fill "
-            "them in. If -1 is one of the classes, renumber the classes from 0."
+            'text and -1 mean that there is none. Leave such rows out with missing_labels="drop", or fill them in. If '
+            "-1 is one of the classes, renumber the classes from 0."
         )
 
 
@@ -161,15 +166,16 @@ class LabelSpace:
         return encoded
 
 
-def label_space(given: RawLabels, clean: RawLabels | None) -> LabelSpace:
+def label_space(given: RawLabels, clean: RawLabels | None, names: Sequence[str] | None = None) -> LabelSpace:
     """Find the classes from the training labels.
 
-    Names of a `ClassLabel` win, whether the given or the clean column has them. Otherwise the classes are the values
-    that occur in either: integers in numerical, names in alphabetical order.
+    Names of a `ClassLabel` win, whether the given or the clean column has them; then those that are passed. Otherwise
+    the classes are the values that occur in either: integers in numerical, names in alphabetical order.
 
     Args:
         given: The given training labels.
         clean: The clean training labels, when there are any.
+        names: Class names in index order, where they are known.
 
     Returns:
         The classes.
@@ -179,8 +185,9 @@ def label_space(given: RawLabels, clean: RawLabels | None) -> LabelSpace:
     """
     values = {value for labels in (given, clean) if labels is not None for value in labels.values if value is not None}
     named = given.names or (clean.names if clean is not None else None)
-    if named is not None and given.names is None and not _fits(given, named):
+    if named is not None and given.names is None and not fits(given, named):
         named = None
+    named = named or (None if names is None else tuple(names))
     if named is not None:
         space = LabelSpace(named, indexed=True)
     elif all(isinstance(value, int) for value in values):
@@ -224,7 +231,8 @@ def absent_classes(labels: IntArray, names: Sequence[str]) -> list[str]:
     return [name for index, name in enumerate(names) if not counts[index]]
 
 
-def _fits(labels: RawLabels, names: tuple[str, ...]) -> bool:
+def fits(labels: RawLabels, names: Sequence[str]) -> bool:
+    """Whether every label there is, is one of the classes `names`, by name or by index."""
     known = set(names)
     return all(
         value is None or (value < len(names) if isinstance(value, int) else value in known) for value in labels.values
@@ -235,7 +243,7 @@ def _class_name(index: int, names: tuple[str, ...], where: str, row: int) -> str
     if index >= len(names):
         raise ValueError(
             f"{where}, row {row}: label {index} is out of range, the ClassLabel has {len(names)} names (0.."
-            f"{len(names) - 1}). Correct the row, or give the column a ClassLabel with all names."
+            f"{len(names) - 1}). Correct the row, or name all classes (label_names, or a ClassLabel column)."
         )
     return names[index]
 

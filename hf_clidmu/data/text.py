@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._rows import quote
-from .corpora import check_texts
+from .columns import check_texts
 
 
 if TYPE_CHECKING:
