@@ -106,6 +106,9 @@ class CLIDMUConfig(TrainingArguments):
             `backbone` trains only what lies above the encoder; a regular expression freezes the parameters it matches.
         cache_frozen (`bool`, *optional*, defaults to `True`):
             Compute the output of a frozen text backbone once and train from it.
+        frozen_cache_dir (`str`, *optional*):
+            Folder that keeps those outputs between runs. What is found there is used only if every frozen weight and
+            every sample is the same. Nothing is kept without it.
         classifier_module (`str`, *optional*):
             Dotted name of the last layer, where it cannot be found.
 
@@ -201,6 +204,9 @@ class CLIDMUConfig(TrainingArguments):
         default=None, metadata={"help": "'backbone', or a regular expression over names of parameters to freeze."}
     )
     cache_frozen: bool = field(default=True, metadata={"help": "Compute the output of a frozen text backbone once."})
+    frozen_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder that keeps the outputs of a frozen text backbone between runs."}
+    )
     classifier_module: str | None = field(
         default=None, metadata={"help": "Dotted name of the model's last layer, where it cannot be found."}
     )

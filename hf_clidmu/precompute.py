@@ -7,18 +7,25 @@ first trainable layer, stores what flows into it for every sample, and lets the 
 Shape suffixes: N samples, B batch, T tokens, D features.
 """
 
+import hashlib
+import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hf_clidmu.batches import (
     FEATURES_COLUMN,
+    INDEX_COLUMN,
     CachedFeatures,
     Collator,
     evaluation_view,
@@ -300,6 +307,76 @@ def encode(
 
 
 @dataclass
+class FrozenEncoding:
+    """What a frozen backbone makes of a whole dataset, row by row; the fields are those of [`Encoded`]."""
+
+    cut_ND: Tensor
+    general_ND: Tensor
+    labels_N: Tensor | None = None
+
+    def dataset(self) -> CachedFeatures:
+        """Samples that hold what flows into the cut."""
+        return CachedFeatures(self.cut_ND, self.labels_N)
+
+
+def encode_frozen(
+    model: nn.Module,
+    tap: ClassifierTap,
+    dataset: Any,
+    collate: Collator,
+    batch_size: int,
+    device: torch.device,
+    backbone: FrozenBackbone,
+    folder: str | Path | None = None,
+) -> FrozenEncoding:
+    """What a frozen backbone makes of a dataset; read from `folder` where an earlier run left it.
+
+    Args:
+        model, tap, dataset, collate, batch_size, device, backbone: as in [`encode`].
+        folder: where encodings are kept between runs, or None. A file's name is a hash of all frozen weights and of
+            every sample with its label, so what is found fits.
+    """
+
+    def compute() -> FrozenEncoding:
+        encoded = encode(model, tap, dataset, collate, batch_size, device, backbone)
+        assert encoded.cut_ND is not None
+        return FrozenEncoding(encoded.cut_ND, encoded.general_ND, encoded.labels_N)
+
+    if folder is None:
+        return compute()
+    path = Path(folder) / f"{_fingerprint(model, backbone, evaluation_view(dataset), batch_size)}.safetensors"
+    if path.is_file():
+        try:
+            return FrozenEncoding(**load_file(path))
+        except (SafetensorError, TypeError) as error:
+            logger.warning("The kept encoding %s cannot be read (%s): it is computed anew.", path, error)
+    encoding = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file({name: tensor.contiguous() for name, tensor in vars(encoding).items() if tensor is not None}, unfinished)
+    unfinished.replace(path)  # whole or not at all: another run may be reading
+    return encoding
+
+
+def _fingerprint(model: nn.Module, backbone: FrozenBackbone, dataset: Any, batch_size: int) -> str:
+    digest = hashlib.sha256()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, tensor in model.state_dict().items():
+        if name not in trained:
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    cut = next(name for name, module in model.named_modules() if module is backbone.cut)
+    config = getattr(model, "config", None)
+    values = {} if config is None else config.to_dict()
+    layout = {key: str(values.get(key)) for key in ("model_type", "hidden_act", "layer_norm_eps", "num_hidden_layers")}
+    digest.update(json.dumps([torch.__version__, cut, layout, batch_size]).encode())
+    for sample in fetch(dataset, list(range(len(dataset)))):
+        for name in sorted(set(sample) - {INDEX_COLUMN}):
+            digest.update(name.encode() + torch.as_tensor(sample[name]).numpy().tobytes() + b"|")
+    return digest.hexdigest()[:32]
+
+
+@dataclass
 class FeatureTable:
     """Features of some rows of a dataset, found by sample index.
 
@@ -325,13 +402,6 @@ class FeatureTable:
         if (position_B < 0).any():
             raise KeyError(f"no features of sample {int(index_B[int((position_B < 0).int().argmax())])} in the table")
         return self.features_RD[position_B].to(index_B.device)
-
-
-def cached(encoded: Encoded) -> CachedFeatures:
-    """A dataset of what flows into the cut."""
-    if encoded.cut_ND is None:
-        raise ValueError("the dataset was encoded without a frozen backbone")
-    return CachedFeatures(encoded.cut_ND, encoded.labels_N)
 
 
 @contextmanager

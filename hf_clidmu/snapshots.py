@@ -1,11 +1,11 @@
-"""Which state of the model to keep: snapshots ranked by CLID, and what to make of the best k.
+"""Which state of the model to keep: snapshots ranked by a score, CLID by default, and what to make of the best k.
 
-No label is read here. A snapshot holds what training can change (trainable parameters and buffers), as safetensors.
+A snapshot holds what training can change (trainable parameters and buffers), as safetensors.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,17 +24,17 @@ class Snapshot:
 
     Attributes:
         step: optimiser steps taken.
-        clid: Cross-Layer Information Divergence on the judge set; lower is better.
+        score: lower is better: Cross-Layer Information Divergence on the judge set, unless another metric was named.
         file: name of the weights in the snapshot folder, or None where they were not kept.
     """
 
     step: int
-    clid: float
+    score: float
     file: str | None = None
 
 
 class Snapshots:
-    """The best k states of a run by CLID.
+    """The best k states of a run by their score.
 
     Args:
         folder: where the weights are kept; made when the first snapshot comes.
@@ -50,16 +50,16 @@ class Snapshots:
         self.writes = writes
         self.history: list[Snapshot] = []
 
-    def add(self, step: int, clid: float, model: nn.Module) -> bool:
+    def add(self, step: int, score: float, model: nn.Module) -> bool:
         """Record an evaluated state, and keep its weights if it is among the best k so far.
 
-        A CLID that is not finite ranks last and is never kept.
+        A score that is not finite ranks last and is never kept.
 
         Returns:
             Whether it is the best so far.
         """
         self.history = [snapshot for snapshot in self.history if snapshot.step != step]
-        snapshot = Snapshot(step, float(clid))
+        snapshot = Snapshot(step, float(score))
         self.history.append(snapshot)
         ranked = self.ranked()
         if snapshot in ranked[: self.top_k]:
@@ -73,12 +73,12 @@ class Snapshots:
 
     def ranked(self) -> list[Snapshot]:
         """All finite snapshots, best first; of equal ones the earlier."""
-        finite = [snapshot for snapshot in self.history if math.isfinite(snapshot.clid)]
-        return sorted(finite, key=lambda snapshot: (snapshot.clid, snapshot.step))
+        finite = [snapshot for snapshot in self.history if math.isfinite(snapshot.score)]
+        return sorted(finite, key=lambda snapshot: (snapshot.score, snapshot.step))
 
     @property
     def best(self) -> Snapshot | None:
-        """The snapshot with the lowest CLID, or None before the first evaluation."""
+        """The snapshot with the lowest score, or None before the first evaluation."""
         ranked = self.ranked()
         return ranked[0] if ranked else None
 
@@ -96,7 +96,7 @@ class Snapshots:
         if snapshot.file is None or not (self.folder / snapshot.file).is_file():
             raise FileNotFoundError(
                 f"the weights of the snapshot at step {snapshot.step} are not in {self.folder}: only the best "
-                f"{self.top_k} by CLID are kept"
+                f"{self.top_k} by score are kept"
             )
         return load_file(self.folder / snapshot.file)
 
@@ -113,12 +113,12 @@ class Snapshots:
 
     def save_kept_state(self) -> list[dict]:
         """The history as JSON values, for a checkpoint."""
-        return [{**asdict(s), "clid": s.clid if math.isfinite(s.clid) else None} for s in self.history]
+        return [{**asdict(s), "score": s.score if math.isfinite(s.score) else None} for s in self.history]
 
     def load_kept_state(self, history: Sequence[dict]) -> None:
         """Continue a history. Snapshots made after it are forgotten; a kept one whose file is gone is not kept."""
         self.history = [
-            Snapshot(int(s["step"]), math.nan if s["clid"] is None else float(s["clid"]), s["file"]) for s in history
+            Snapshot(int(s["step"]), math.nan if s["score"] is None else float(s["score"]), s["file"]) for s in history
         ]
         for snapshot in self.history:
             if snapshot.file is not None:
@@ -147,6 +147,25 @@ class Snapshots:
         unfinished = self.folder / (_INDEX_NAME + ".tmp")
         unfinished.write_text(json.dumps(self.save_kept_state(), indent=1) + "\n", encoding="utf8")
         unfinished.replace(self.folder / _INDEX_NAME)
+
+
+def selection_score(metrics: Mapping[str, float], metric: str | None, greater_is_better: bool | None) -> float:
+    """What ranks an evaluated state, lower is better.
+
+    Args:
+        metrics: of the evaluation, named `eval_...`.
+        metric: `metric_for_best_model` of the arguments; None means `clid`.
+        greater_is_better: whether the metric's sign is turned.
+
+    Raises:
+        ValueError: when the evaluation has no such metric; the message lists those it has.
+    """
+    name = "eval_" + (metric or "clid").removeprefix("eval_")
+    if name not in metrics:
+        raise ValueError(
+            f"metric_for_best_model='{metric}' is not among the metrics of an evaluation: {', '.join(metrics)}"
+        )
+    return -metrics[name] if greater_is_better else metrics[name]
 
 
 def changing_state(model: nn.Module) -> dict[str, Tensor]:

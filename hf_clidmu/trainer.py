@@ -34,15 +34,15 @@ from hf_clidmu.ledger import Ledger
 from hf_clidmu.lookahead import PERTURBATION_RADIUS, LookAhead, MetaBatch
 from hf_clidmu.objectives import get_objective
 from hf_clidmu.precompute import (
-    Encoded,
     FeatureTable,
     FrozenBackbone,
-    cached,
+    FrozenEncoding,
     encode,
+    encode_frozen,
     freeze_parameters,
     frozen_modules,
 )
-from hf_clidmu.snapshots import Snapshots, changing_state, load_changing_state
+from hf_clidmu.snapshots import Snapshots, changing_state, load_changing_state, selection_score
 from hf_clidmu.state import load_optimizer_tensors, load_state, optimizer_tensors, save_state
 from hf_clidmu.weighting import Weighting, WeightingBatch, get_weighting
 
@@ -113,7 +113,7 @@ class CLIDMUTrainer(Trainer):
         self.backbone: FrozenBackbone | None = None
         self.ledger: Ledger | None = None
         self._judge_table: FeatureTable | None = None
-        self._encoded: dict[int, tuple[Any, Encoded]] = {}
+        self._encoded: dict[int, tuple[Any, FrozenEncoding]] = {}
         self._meters: dict[str, list[Any]] = {}
         self._meta_steps = 0
         self._prepared = False
@@ -153,13 +153,13 @@ class CLIDMUTrainer(Trainer):
         output = self.tap.forward(model, inputs, remember_random_state=self.lookahead.repeats_forward)
         batch = WeightingBatch(output.logits_BC, output.features_BD, labels_B, index_B)
         if self._meta_step_is_due():
-            batch = self.weighting.sample(batch, self._draws(0))
+            batch = self.weighting.prepare(batch, self._draws(0))
             meta, step_size = self._next_meta_batch(batch), self._step_size()
             module, gradient_BC = self._bare(model), self.weighting.loss_gradient(batch)
             judgement = self.lookahead(module, inputs, output, gradient_BC, meta, step_size, self.optimizer)
             batch = self.weighting.learn(batch, judgement.logit_tangent_BC, step_size, self.lookahead.average)
             self._meter("meta_loss", judgement.meta_loss)
-        batch = self.weighting.sample(batch, self._draws(1))
+        batch = self.weighting.prepare(batch, self._draws(1))
         loss = self._loss(batch) / self.current_gradient_accumulation_steps
         self._listen(batch)
         self.accelerator.backward(loss)
@@ -186,10 +186,10 @@ class CLIDMUTrainer(Trainer):
 
     def _meta_step_is_due(self) -> bool:
         step = self.state.global_step
-        return step >= self._warmup_steps and step % self.config.meta_every == 0
+        return self.weighting.learns and step >= self._warmup_steps and step % self.config.meta_every == 0
 
     def _loss(self, batch: WeightingBatch) -> Tensor:
-        if self.state.global_step < self._warmup_steps:
+        if self.weighting.learns and self.state.global_step < self._warmup_steps:
             return nn.functional.cross_entropy(batch.logits_BC, batch.labels_B)
         return self.weighting.real_loss(batch)
 
@@ -370,27 +370,26 @@ class CLIDMUTrainer(Trainer):
         """Features of these rows for the judge, by the model before training."""
         if self.backbone is not None:
             return self._encoding(dataset).general_ND[rows]
-        return self._encode(dataset, rows).general_ND
-
-    def _encode(self, dataset: Any, rows: list[int] | None = None) -> Encoded:
-        module, batch_size = self._bare(self.model), self.args.per_device_eval_batch_size
         with forked_random_state(self.args.device):
-            return encode(
-                module, self.tap, dataset, self.data_collator, batch_size, self.args.device, self.backbone, rows
-            )
+            how = (self.data_collator, self.args.per_device_eval_batch_size, self.args.device)
+            return encode(self._bare(self.model), self.tap, dataset, *how, rows=rows).general_ND
 
-    def _encoding(self, dataset: Any) -> Encoded:
+    def _encoding(self, dataset: Any) -> FrozenEncoding:
         """What the frozen backbone makes of a whole dataset; computed once."""
         key = id(dataset.dataset) if isinstance(dataset, IndexedDataset) else id(dataset)
         if key not in self._encoded:
-            self._encoded[key] = (dataset, self._encode(dataset))  # holding the dataset keeps its id
+            assert self.backbone is not None
+            how = (self.data_collator, self.args.per_device_eval_batch_size, self.args.device, self.backbone)
+            with forked_random_state(self.args.device):
+                encoding = encode_frozen(self._bare(self.model), self.tap, dataset, *how, self.config.frozen_cache_dir)
+            self._encoded[key] = (dataset, encoding)  # holding the dataset keeps its id
         return self._encoded[key][1]
 
     def _from_cache(self, dataset: Any) -> Any:
         """The dataset as stored outputs of the frozen backbone, where there is one; the dataset itself otherwise."""
         if self.backbone is None or dataset is None or isinstance(dataset, dict) or not hasattr(dataset, "__len__"):
             return dataset
-        return cached(self._encoding(dataset))
+        return self._encoding(dataset).dataset()
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         # Before super(): it loads the checkpoint's state into what is built here.
@@ -407,6 +406,7 @@ class CLIDMUTrainer(Trainer):
             if self.weighting is None:
                 self.weighting = get_weighting(config.weighting, tap.num_labels, tap.feature_size, config.kl_weight)
         self.weighting.to(self.args.device, tap.weight_CD.dtype if tap.weight_CD.dtype == torch.float64 else None)
+        self.weighting.bind(len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None)
         self.weighting.configure_optimizer(config.meta_optim, config.meta_learning_rate, config.meta_weight_decay)
         half = torch.float16 if self.args.fp16 else torch.bfloat16 if self.args.bf16 else None
         self.lookahead = LookAhead(
@@ -476,7 +476,8 @@ class CLIDMUTrainer(Trainer):
             if given is None:
                 self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.is_in_train and self.snapshots is not None:
-            self.snapshots.add(self.state.global_step, metrics["eval_clid"], self.model)
+            score = selection_score(metrics, self.args.metric_for_best_model, self.args.greater_is_better)
+            self.snapshots.add(self.state.global_step, score, self.model)
         return metrics
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

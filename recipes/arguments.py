@@ -50,6 +50,13 @@ class RunArguments:
         default=None,
         metadata={"help": "Share of the training data held out for testing, where there is no test split."},
     )
+    noisy_validation: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the training data, with its given labels, to evaluate on instead of a validation split; "
+            "with --metric_for_best_model accuracy --greater_is_better true the best state there is selected."
+        },
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use at most so many training samples."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Let code of a model repository run."})

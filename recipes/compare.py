@@ -1,24 +1,30 @@
 """Methods x corpora x seeds from one YAML file; a finished cell is never run again.
 
-    python recipes/compare.py recipes/benchmarks/first.yaml --output recipes/benchmarks/first.json
+    python recipes/compare.py recipes/benchmarks/text.yaml --output recipes/benchmarks/text.json
+    python recipes/compare.py recipes/benchmarks/text.yaml --output recipes/benchmarks/text.json --jobs 2 --figures plots
 
 The YAML holds `corpora`, `methods` (name -> arguments of recipes/train.py) and `seeds`. A cell is one run of
-recipes/train.py; its results are kept in the output file as they come.
+recipes/train.py in a process of its own; its results are kept in the output file as they come. `skip` lists
+[corpus, method] pairs that make no sense together.
 """
 
 import argparse
 import json
-import statistics
+import os
+import shlex
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import yaml
+from results_table import table
+from tqdm import tqdm
 
 
-ROWS = ("last", "selected", "ensemble", "oracle_best")
+_KEPT = ("results", "suspects_auroc", "train_seconds", "peak_memory_mib", "num_train_samples", "noise", "evaluations")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,58 +32,123 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("grid", type=Path, help="YAML file with corpora, methods and seeds")
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the results; continued if it exists")
+    parser.add_argument("--jobs", type=int, default=1, help="Cells that run at the same time; they share the cores")
+    parser.add_argument("--figures", type=Path, help="Folder for a figure per corpus")
     options = parser.parse_args(arguments)
-    grid = yaml.safe_load(options.grid.read_text(encoding="utf8"))
-    cells: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
-    for seed in grid["seeds"]:
-        for corpus, corpus_arguments in grid["corpora"].items():
-            for method, method_arguments in grid["methods"].items():
-                key = f"{corpus} | {method} | {seed}"
-                if key not in cells:
-                    print(f"--- {key}", flush=True)
-                    cells[key] = run_cell({**corpus_arguments, **(method_arguments or {}), "seed": seed})
-                    unfinished = options.output.with_suffix(".tmp")
-                    unfinished.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf8")
-                    unfinished.replace(options.output)
-    print(table(cells))
+    grid = read_grid(options.grid)
+    document = {"command": shlex.join(["python", "recipes/compare.py", str(options.grid)]), "cells": []}
+    if options.output.exists():
+        document = json.loads(options.output.read_text(encoding="utf8"))
+    finished = {(cell["corpus"], cell["method"], cell["seed"]) for cell in document["cells"]}
+    missing = [cell for cell in cells_of(grid) if (cell["corpus"], cell["method"], cell["seed"]) not in finished]
+
+    failures = []
+    with (
+        tempfile.TemporaryDirectory() as kept,  # what a frozen encoder makes of a corpus serves every cell
+        ThreadPoolExecutor(options.jobs) as pool,
+        tqdm(total=len(missing), desc=options.grid.stem, unit="cell") as bar,
+    ):
+        futures = [pool.submit(run_cell, cell, kept, options.jobs) for cell in missing]
+        try:
+            for future in as_completed(futures):
+                try:
+                    document["cells"].append(future.result())
+                except CellFailed as failure:
+                    failures.append(str(failure))
+                else:
+                    document["cells"].sort(key=lambda cell: _order(grid, cell))
+                    write_json(options.output, document)
+                bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interrupt must not run all the rest first
+    print(table(document["cells"]))
+    if options.figures:
+        from figures import figures
+
+        figures(document["cells"], options.figures)
+    if failures:
+        sys.exit("\n".join(["error: these cells failed; run again to repeat them", *failures]))
 
 
-def run_cell(arguments: dict[str, Any]) -> dict[str, Any]:
-    """One run of recipes/train.py in a process of its own; returns what is kept of its results."""
+class CellFailed(Exception):
+    """A run of recipes/train.py that ended with an error; the others go on."""
+
+
+def read_grid(path: Path) -> dict[str, Any]:
+    """The grid in a YAML file.
+
+    Raises:
+        SystemExit: when something is missing from it.
+    """
+    grid = yaml.safe_load(path.read_text(encoding="utf8"))
+    absent = [name for name in ("corpora", "methods", "seeds") if not (grid or {}).get(name)]
+    if absent:
+        sys.exit(f"error: {path} lacks {', '.join(absent)}: it must hold corpora, methods and seeds")
+    return {"skip": [], **grid}
+
+
+def cells_of(grid: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells of a grid: all of the first seed come first, so that a table is complete early."""
+    return [
+        {
+            "corpus": corpus,
+            "method": method,
+            "seed": seed,
+            "arguments": {**corpus_arguments, **(method_arguments or {}), "seed": seed},
+        }
+        for seed in grid["seeds"]
+        for corpus, corpus_arguments in grid["corpora"].items()
+        for method, method_arguments in grid["methods"].items()
+        if [corpus, method] not in grid["skip"]
+    ]
+
+
+def run_cell(cell: dict[str, Any], kept: str, jobs: int = 1) -> dict[str, Any]:
+    """One run of recipes/train.py; returns the cell with what is kept of its results.
+
+    Raises:
+        CellFailed: with the end of what the run said.
+    """
+    environment = dict(os.environ)
+    if jobs > 1:  # two processes with a thread a core each would crawl
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     with tempfile.TemporaryDirectory() as folder:
-        words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
-        script = str(Path(__file__).parent / "train.py")
-        command = [sys.executable, "-W", "ignore", script, *words, "--output_dir", folder, "--disable_tqdm", "true"]
-        finished = subprocess.run(command, capture_output=True, text=True, check=False)
-        if finished.returncode:
-            sys.exit(f"{' '.join(command)}\n{finished.stderr[-3000:]}")
+        given = {"frozen_cache_dir": kept, **cell["arguments"], "output_dir": folder, "disable_tqdm": "true"}
+        words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        command = [sys.executable, "-W", "ignore", str(Path(__file__).parent / "train.py"), *words]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if run.returncode:
+            raise CellFailed(
+                f"{cell['corpus']}, {cell['method']}, seed {cell['seed']}: {shlex.join(command)}\n{run.stderr[-2000:]}"
+            )
         results = json.loads((Path(folder) / "results.json").read_text(encoding="utf8"))
-    kept = ("results", "suspects_auroc", "train_seconds", "evaluations", "num_train_samples", "versions")
-    return {"arguments": arguments, **{name: results[name] for name in kept}}
+    return {**cell, **rounded({name: results[name] for name in _KEPT}), "versions": results["versions"]}
 
 
-def table(cells: dict[str, Any]) -> str:
-    """Mean and standard deviation over seeds of each corpus and method, as Markdown."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for key, cell in cells.items():
-        corpus, method, _ = key.split(" | ")
-        groups.setdefault((corpus, method), []).append(cell)
-    names = ["last", "selected by CLID", "ensemble", "oracle best", "suspects AUROC", "seconds"]
-    lines = ["| corpus | method | seeds | " + " | ".join(names) + " |", "|---" * (len(names) + 3) + "|"]
-    for (corpus, method), runs in groups.items():
-        values = [_spread([run["results"].get(row, {}).get("test_accuracy") for run in runs], 100, 1) for row in ROWS]
-        values.append(_spread([run["suspects_auroc"] for run in runs], 1, 3))
-        values.append(_spread([run["train_seconds"] for run in runs], 1, 0))
-        lines.append(f"| {corpus} | {method} | {len(runs)} | " + " | ".join(values) + " |")
-    return "\n".join(lines)
+def rounded(value: Any) -> Any:
+    """The same values with floats to five digits: more would be noise in a file that is kept."""
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return round(value, 5) if isinstance(value, float) else value
 
 
-def _spread(values: list[float | None], scale: float, digits: int) -> str:
-    found = [scale * value for value in values if value is not None]
-    if not found:
-        return ""
-    deviation = f" ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.{digits}f}{deviation}"
+def write_json(path: Path, document: Any) -> None:
+    """Write the file whole or not at all."""
+    unfinished = path.with_suffix(".tmp")
+    text = json.dumps(document, separators=(",", ":")).replace('{"corpus"', '\n{"corpus"')  # a line a cell
+    unfinished.write_text(text + "\n", encoding="utf8")
+    unfinished.replace(path)
+
+
+def _order(grid: dict[str, Any], cell: dict[str, Any]) -> tuple[int, int, int]:
+    corpora, methods = list(grid["corpora"]), list(grid["methods"])
+    places = [
+        names.index(cell[name]) if cell[name] in names else len(names)
+        for name, names in (("corpus", corpora), ("method", methods))
+    ]
+    return (places[0], places[1], cell["seed"])
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from arguments import RunArguments, parse
+from recording import Recording, peak_memory_mib
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -47,6 +48,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     final = FinalTable(trainer, test, run.track_test)
     trainer.add_callback(final)
+    recording = Recording(trainer, corpus)
+    trainer.add_callback(recording)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     seconds = time.perf_counter() - started
@@ -63,8 +66,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "model": run.model,
         "results": final.results(),
         "suspects_auroc": suspects_auroc(trainer, corpus),
-        "evaluations": final.evaluations,
+        "evaluations": [{**scores, **recording.at(scores["step"])} for scores in final.evaluations],
         "train_seconds": round(seconds, 1),
+        "peak_memory_mib": peak_memory_mib(),
         "arguments": {**asdict(run), **non_default(config)},
         "versions": {name: version(name) for name in ("hf_clidmu", "torch", "transformers", "accelerate", "timm")},
     }
@@ -105,6 +109,8 @@ def build(run: RunArguments, config: CLIDMUConfig) -> tuple[Corpus, CLIDMUTraine
         max_train_samples=run.max_train_samples,
         seed=config.seed,
     )
+    if run.noisy_validation:
+        corpus = with_noisy_validation(corpus, run.noisy_validation, config.seed)
     if run.clean_meta and config.meta_size is None:
         config.meta_size = min(1000, len(corpus.train))
     model, processor = load_classifier(
@@ -134,6 +140,14 @@ def build(run: RunArguments, config: CLIDMUConfig) -> tuple[Corpus, CLIDMUTraine
         compute_metrics=classification_metrics,
     )
     return corpus, trainer, data.test
+
+
+def with_noisy_validation(corpus: Corpus, share: float, seed: int) -> Corpus:
+    """The corpus with a part of its training samples, and their given labels, as validation split."""
+    if not 0 < share < 1:
+        sys.exit(f"error: noisy_validation must lie between 0 and 1, got {share}")
+    parts = corpus.train.train_test_split(test_size=share, seed=seed, stratify_by_column="label")
+    return replace(corpus, train=parts["train"], validation=parts["test"])
 
 
 def expanded(name: str, value: str) -> str:

@@ -56,6 +56,7 @@ OTHER = {
     "keep_ledger": "false",
     "freeze": "backbone",
     "cache_frozen": "false",
+    "frozen_cache_dir": "kept",
     "classifier_module": "fc",
 }
 

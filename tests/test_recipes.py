@@ -1,15 +1,12 @@
 """The recipes: where arguments come from, one whole small run, and the grid of runs."""
 
-import importlib
 import json
-import statistics
-import sys
-from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 import yaml
 from PIL import Image
+from recipe_scripts import RECIPES, recipe
 from transformers import pipeline
 from transformers.utils import logging as transformers_logging
 
@@ -17,18 +14,8 @@ from hf_clidmu.config import CLIDMUConfig
 from hf_clidmu.data import load_corpus
 
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 GRIDS = sorted((RECIPES / "benchmarks").glob("*.yaml"))
 CONFIGS = sorted(path for path in RECIPES.glob("*/*.yaml") if path not in GRIDS and path.parent.name != "accelerate")
-
-
-def recipe(name):
-    """A script of recipes/ as a module; they find one another as they do when they are run."""
-    sys.path.insert(0, str(RECIPES))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(RECIPES))
 
 
 arguments = recipe("arguments")
@@ -315,88 +302,3 @@ def test_environment_variables_and_home_are_expanded(monkeypatch):
     expanded = recipe("train").expanded
     assert expanded("dataset", "${HF_CLIDMU_DATA}/x") == "/somewhere/x"
     assert expanded("dataset", "~/x") == "/home/nobody/x"
-
-
-# ---- compare.py ------------------------------------------------------------------------------------------------------
-
-
-def cell(last, selected, auroc=0.75, seconds=10.0, **more):
-    rows = {"last": last, "selected": selected, **more}
-    return {
-        "results": {name: {"test_accuracy": value} for name, value in rows.items() if value is not None},
-        "suspects_auroc": auroc,
-        "train_seconds": seconds,
-    }
-
-
-def test_the_table_shows_mean_and_deviation_over_seeds():
-    cells = {
-        "A | CE | 0": cell(0.5, 0.70, 0.80, 10.0, ensemble=0.71, oracle_best=0.9),
-        "B | CE | 0": cell(0.25, None, None, 7.4),
-        "A | CE | 1": cell(0.6, 0.74, 0.90, 13.0, ensemble=0.75, oracle_best=0.9),
-        "A | CE | 2": cell(0.7, 0.78, 1.00, 16.0, ensemble=0.79, oracle_best=0.9),
-    }
-    lines = recipe("compare").table(cells).split("\n")
-    assert lines[0].startswith("| corpus | method | seeds | last | selected by CLID | ensemble | oracle best |")
-    assert len({line.count("|") for line in lines}) == 1
-    assert lines[2] == "| A | CE | 3 | 60.0 ± 10.0 | 74.0 ± 4.0 | 75.0 ± 4.0 | 90.0 ± 0.0 | 0.900 ± 0.100 | 13 ± 3 |"
-    assert lines[3] == "| B | CE | 1 | 25.0 |  |  |  |  | 7 |"
-    assert len(lines) == 4
-    assert statistics.stdev([70, 74, 78]) == 4.0
-
-
-def test_a_finished_cell_is_never_run_again(tmp_path, monkeypatch, capsys):
-    compare = recipe("compare")
-    grid = tmp_path / "grid.yaml"
-    grid.write_text(
-        "corpora:\n  A: {dataset: a, max_steps: 5}\nmethods:\n  CE: {weighting: none}\n  ours:\nseeds: [0, 1]\n"
-    )
-    output, ran = tmp_path / "results.json", []
-
-    def run_cell(given):
-        ran.append(given)
-        if len(ran) == 3:
-            raise KeyboardInterrupt
-        return cell(0.5, 0.5 + given["seed"] / 10)
-
-    monkeypatch.setattr(compare, "run_cell", run_cell)
-    with pytest.raises(KeyboardInterrupt):
-        compare.main([str(grid), "--output", str(output)])
-    assert list(json.loads(output.read_text())) == ["A | CE | 0", "A | ours | 0"]  # kept as they come
-    compare.main([str(grid), "--output", str(output)])
-    assert [(given.get("weighting"), given["seed"]) for given in ran] == [
-        ("none", 0),
-        (None, 0),
-        ("none", 1),
-        ("none", 1),
-        (None, 1),
-    ]
-    assert ran[0] == {"dataset": "a", "max_steps": 5, "weighting": "none", "seed": 0}
-    before = output.read_bytes()
-    compare.main([str(grid), "--output", str(output)])
-    assert len(ran) == 5
-    assert output.read_bytes() == before
-    assert "| A | ours | 2 | 50.0 ± 0.0 | 55.0 ± 7.1 |" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
-
-
-def test_a_cell_is_one_run_of_the_recipe_with_these_arguments(monkeypatch):
-    compare, commands = recipe("compare"), []
-    kept = {**cell(0.5, 0.6), "evaluations": [], "num_train_samples": 3, "versions": {}}
-
-    def run(command, **kwargs):
-        commands.append(command)
-        folder = Path(command[command.index("--output_dir") + 1])
-        (folder / "results.json").write_text(json.dumps({**kept, "secret": 1}))
-        return type("Done", (), {"returncode": 0, "stderr": ""})
-
-    monkeypatch.setattr(compare.subprocess, "run", run)
-    given = {"config": "x.yaml", "freeze": "", "clean_meta": True, "seed": 1}
-    assert compare.run_cell(given) == {"arguments": given, **kept}
-    assert Path(commands[0][3]) == RECIPES / "train.py"
-    assert commands[0][4:12] == ["--config", "x.yaml", "--freeze", "", "--clean_meta", "True", "--seed", "1"]
-    monkeypatch.setattr(
-        compare.subprocess, "run", lambda *a, **k: type("Done", (), {"returncode": 1, "stderr": "it broke"})
-    )
-    with pytest.raises(SystemExit, match="it broke"):
-        compare.run_cell(given)

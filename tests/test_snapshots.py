@@ -8,7 +8,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from hf_clidmu.snapshots import Snapshot, Snapshots, changing_state, load_changing_state, mean_state
+from hf_clidmu.snapshots import (
+    Snapshot,
+    Snapshots,
+    changing_state,
+    load_changing_state,
+    mean_state,
+    selection_score,
+)
 
 
 class Net(nn.Module):
@@ -103,13 +110,13 @@ def test_exactly_the_best_k_are_on_disk_after_every_step(top_k, tmp_path):
             assert float(snapshots.weights(snapshot)["head.bias"][0]) == snapshot.step
     index = json.loads((tmp_path / "made" / "here" / "snapshots.json").read_text())
     assert index == snapshots.save_kept_state()
-    assert [entry["clid"] for entry in index] == clids
+    assert [entry["score"] for entry in index] == clids
 
 
 def test_a_step_that_is_evaluated_again_replaces_itself(tmp_path):
     snapshots, _ = filled(tmp_path, [2.0, 3.0])
     assert snapshots.add(2, 1.0, Net(20.0))
-    assert [(s.step, s.clid) for s in snapshots.history] == [(1, 2.0), (2, 1.0)]
+    assert [(s.step, s.score) for s in snapshots.history] == [(1, 2.0), (2, 1.0)]
     assert files(tmp_path) == names(1, 2)
     assert float(snapshots.weights(snapshots.best)["head.bias"][0]) == 20.0
 
@@ -228,7 +235,7 @@ def test_history_goes_through_json(tmp_path):
     assert other.ranked() == snapshots.ranked()
     assert other.kept == snapshots.kept
     assert [snapshot.step for snapshot in other.history] == [1, 2, 3, 4]
-    assert math.isnan(other.history[1].clid)
+    assert math.isnan(other.history[1].score)
     other.add(5, 0.2, Net(5.0))
     assert files(tmp_path) == names(4, 5)
 
@@ -254,7 +261,7 @@ def test_a_name_in_a_history_cannot_leave_the_folder(prefix, tmp_path):
         place.write_bytes(b"somebody else's")
     name = str(outside) if prefix == "/" else prefix + outside.name
     snapshots = Snapshots(folder, 1)
-    snapshots.load_kept_state([{"step": 1, "clid": 1.0, "file": name}])
+    snapshots.load_kept_state([{"step": 1, "score": 1.0, "file": name}])
     assert snapshots.kept[0].file == "step-1.safetensors"
     assert float(snapshots.weights(snapshots.kept[0])["head.bias"][0]) == 1.0
     snapshots.add(2, 0.5, Net())  # drops step 1
@@ -267,7 +274,26 @@ def test_a_name_that_is_not_in_the_folder_is_not_kept(name, tmp_path):
     (tmp_path / "x").write_bytes(b"x")
     snapshots = Snapshots(tmp_path / "a" / "b", 1)
     snapshots.folder.mkdir(parents=True)
-    snapshots.load_kept_state([{"step": 1, "clid": 1.0, "file": name}])
+    snapshots.load_kept_state([{"step": 1, "score": 1.0, "file": name}])
     assert snapshots.kept == []
     with pytest.raises(FileNotFoundError):
         snapshots.weights(snapshots.history[0])
+
+
+@pytest.mark.parametrize(
+    "metric, greater, expected",
+    [
+        ("clid", False, 4.2),
+        ("eval_clid", False, 4.2),
+        (None, None, 4.2),
+        ("accuracy", True, -0.7),
+        ("loss", False, 1.5),
+    ],
+)
+def test_the_metric_that_was_named_ranks(metric, greater, expected):
+    assert selection_score({"eval_clid": 4.2, "eval_accuracy": 0.7, "eval_loss": 1.5}, metric, greater) == expected
+
+
+def test_a_metric_that_is_not_there_is_an_error():
+    with pytest.raises(ValueError, match="'f1' is not among the metrics of an evaluation: eval_clid"):
+        selection_score({"eval_clid": 4.2}, "f1", True)

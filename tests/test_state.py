@@ -20,7 +20,7 @@ TENSORS = {
     "ledger": {"loss": torch.tensor([0.1, float("nan"), 3e-42]), "seen": torch.tensor([1, 2, 3], dtype=torch.int32)},
     "weighting": {"net.0.weight": torch.randn(4, 3).T, "scale": torch.tensor(2.0, dtype=torch.bfloat16)},
 }
-VALUES = {"meta_steps": 7, "snapshots": [{"step": 2, "clid": 0.1 + 0.2, "file": None}]}
+VALUES = {"meta_steps": 7, "snapshots": [{"step": 2, "score": 0.1 + 0.2, "file": None}]}
 
 
 def test_what_was_saved_comes_back_bit_for_bit(tmp_path):

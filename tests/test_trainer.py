@@ -155,7 +155,7 @@ def test_every_weighting_learns_and_is_deterministic(weighting, meta_source, tmp
     assert_bitwise_equal(runs[0].model, runs[1].model)
     phi = list(runs[0].weighting.parameters())
     assert all(parameter.grad is None for parameter in phi)
-    assert bool(phi) == (weighting != "free")
+    assert bool(phi) == (weighting in ("vri", "wnet", "context"))
 
 
 class UniformWeighting(Weighting):
@@ -436,7 +436,7 @@ def test_bad_labels_are_named_by_column_and_row(dataset, message, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weighting": "best"}, "unknown weighting 'best'; known: context, free, none, vri, wnet"),
+        ({"weighting": "best"}, "unknown weighting 'best'; known: context, elr, free, gce, none, sce, vri, wnet"),
         ({"objective": "f1"}, "unknown objective 'f1'; known: clid, cross_entropy, mae"),
         ({"tangent": "reverse"}, "unknown tangent"),
         ({"preconditioner": "kfac"}, "unknown preconditioner"),
@@ -494,3 +494,33 @@ def test_sharded_engines_are_refused_until_they_are_supported(engine, tmp_path, 
     monkeypatch.setattr(run, engine, True)
     with pytest.raises(ValueError, match="not supported yet"):
         run._refuse_unsupported(run.train_dataset)
+
+
+# ---- baselines -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighting", ["gce", "sce", "elr"])
+def test_a_fixed_loss_takes_no_meta_step_and_no_warmup(weighting, tmp_path):
+    run = train("bert", tmp_path, weighting=weighting, meta_warmup_steps=3)
+    assert run._meta_steps == 0
+    logged = [entry for entry in run.state.log_history if "weight_mean" in entry]
+    assert len(logged) == 6 and not any("meta_loss" in entry for entry in logged)
+
+
+def test_the_metric_that_was_named_selects(tmp_path):
+    def compute_metrics(prediction):
+        scores.append(len(scores))
+        return {"accuracy": {1: 0.5, 2: 0.9, 3: 0.1}.get(len(scores), 0.0)}
+
+    scores = []
+    run = CLIDMUTrainer(
+        model=tiny_classifier("bert"),
+        args=settings(tmp_path, max_steps=3, eval_steps=1, metric_for_best_model="accuracy", greater_is_better=True),
+        train_dataset=Samples("bert"),
+        eval_dataset=Samples("bert", seed=1),
+        data_collator=default_data_collator,
+        compute_metrics=compute_metrics,
+    )
+    run.train()
+    assert [snapshot.step for snapshot in run.snapshots.ranked()] == [2, 1, 3]
+    assert run.snapshots.best.score == -0.9

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from hf_clidmu.weighting.base import SampleWeighting, Weighting, WeightingBatch
 from hf_clidmu.weighting.context import ContextNet, label_margin
 from hf_clidmu.weighting.free import FreeWeighting
+from hf_clidmu.weighting.robust import EarlyLearning, GeneralizedCrossEntropy, RobustLoss, SymmetricCrossEntropy
 from hf_clidmu.weighting.vri import VRI
 from hf_clidmu.weighting.wnet import WNet
 
@@ -67,11 +68,30 @@ def _free(num_labels: int, feature_size: int, kl_weight: float) -> Weighting:
     return FreeWeighting()
 
 
+@register_weighting("gce")
+def _gce(num_labels: int, feature_size: int, kl_weight: float) -> Weighting:
+    return GeneralizedCrossEntropy()
+
+
+@register_weighting("sce")
+def _sce(num_labels: int, feature_size: int, kl_weight: float) -> Weighting:
+    return SymmetricCrossEntropy()
+
+
+@register_weighting("elr")
+def _elr(num_labels: int, feature_size: int, kl_weight: float) -> Weighting:
+    return EarlyLearning(num_labels)
+
+
 __all__ = [
     "VRI",
     "ContextNet",
+    "EarlyLearning",
     "FreeWeighting",
+    "GeneralizedCrossEntropy",
+    "RobustLoss",
     "SampleWeighting",
+    "SymmetricCrossEntropy",
     "WNet",
     "Weighting",
     "WeightingBatch",

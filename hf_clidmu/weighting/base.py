@@ -25,7 +25,7 @@ class WeightingBatch:
         features_BD: inputs of the classifier's last layer, detached.
         labels_B: the given labels, possibly wrong.
         index_B: stable sample indices, or None where the dataset has none.
-        noise_BC: standard normal draws, for weightings that sample (see [`Weighting.sample`]).
+        noise_BC: standard normal draws, for weightings that sample (see [`Weighting.prepare`]).
         weight_B: per-sample weights that were found for this very batch (see [`FreeWeighting`]).
     """
 
@@ -49,6 +49,8 @@ class Weighting(nn.Module, ABC):
     """
 
     optimizer: torch.optim.Optimizer | None = None
+    #: Whether there is something to learn from the look-ahead; a fixed rule takes no meta step.
+    learns = True
 
     @abstractmethod
     def inner_loss(self, batch: WeightingBatch) -> Tensor:
@@ -66,8 +68,11 @@ class Weighting(nn.Module, ABC):
         """A regulariser of phi, added to the meta objective. Default: none."""
         return None
 
-    def sample(self, batch: WeightingBatch, generator: torch.Generator | None = None) -> WeightingBatch:
-        """The batch with fresh random draws, for weightings that need them. Default: unchanged."""
+    def bind(self, num_samples: int | None) -> None:  # noqa: B027 (most weightings remember nothing)
+        """Told once, before training, how many samples there are; None for a stream. Default: ignored."""
+
+    def prepare(self, batch: WeightingBatch, generator: torch.Generator | None = None) -> WeightingBatch:
+        """What happens once before the batch is used: random draws, memories. Default: the batch, unchanged."""
         return batch
 
     def loss_gradient(self, batch: WeightingBatch) -> Tensor:

@@ -67,7 +67,7 @@ class VRI(Weighting):
             mean_BC = mean_BC + (log_variance_BC / 2).exp() * batch.noise_BC
         return mean_BC.sigmoid()
 
-    def sample(self, batch: WeightingBatch, generator: torch.Generator | None = None) -> WeightingBatch:
+    def prepare(self, batch: WeightingBatch, generator: torch.Generator | None = None) -> WeightingBatch:
         noise_BC = torch.randn(
             batch.logits_BC.shape, generator=generator, device=batch.logits_BC.device, dtype=batch.logits_BC.dtype
         )

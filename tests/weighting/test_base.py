@@ -352,7 +352,7 @@ def own_registry(monkeypatch):
 
 
 def test_registry_builds_by_name():
-    assert available_weightings() == ["context", "free", "none", "vri", "wnet"]
+    assert available_weightings() == ["context", "elr", "free", "gce", "none", "sce", "vri", "wnet"]
     kinds = {"wnet": WNet, "vri": VRI, "context": ContextNet, "free": FreeWeighting}
     for name, kind in kinds.items():
         assert type(get_weighting(name, num_labels=3, feature_size=5)) is kind
@@ -361,7 +361,9 @@ def test_registry_builds_by_name():
 
 
 def test_registry_errors_list_the_known_names():
-    with pytest.raises(ValueError, match="unknown weighting 'wnot'; known: context, free, none, vri, wnet"):
+    with pytest.raises(
+        ValueError, match="unknown weighting 'wnot'; known: context, elr, free, gce, none, sce, vri, wnet"
+    ):
         get_weighting("wnot", 3, 5)
     with pytest.raises(ValueError, match="'vri' is already registered"):
         register_weighting("vri")(lambda **_: WNet())
@@ -388,4 +390,4 @@ def test_a_weighting_sees_the_batch_it_was_given():
     assert bool((other.logits_BC == 0).all()) and other.labels_B is batch.labels_B and other.noise_BC is batch.noise_BC
     with pytest.raises(AttributeError):
         batch.labels_B = None
-    assert build("wnet").sample(batch) is batch and build("wnet").outer_penalty(batch) is None
+    assert build("wnet").prepare(batch) is batch and build("wnet").outer_penalty(batch) is None

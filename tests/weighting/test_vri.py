@@ -79,16 +79,16 @@ def test_randomness_comes_from_the_batch_alone():
 def test_sampling_follows_the_generator():
     net, at = build(), batch(noise=False)
     before = torch.get_rng_state()
-    one, two, other = (net.sample(at, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    one, two, other = (net.prepare(at, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one.noise_BC, two.noise_BC) and not torch.equal(one.noise_BC, other.noise_BC)
     assert one.noise_BC.shape == (7, CLASSES) and one.noise_BC.dtype == torch.float64 and at.noise_BC is None
-    assert not torch.equal(net.sample(one, torch.Generator().manual_seed(6)).noise_BC, one.noise_BC)  # fresh ones
+    assert not torch.equal(net.prepare(one, torch.Generator().manual_seed(6)).noise_BC, one.noise_BC)  # fresh ones
 
 
 def test_draws_are_standard_normal():
     at = WeightingBatch(torch.zeros(5000, CLASSES), torch.zeros(5000, FEATURES), torch.zeros(5000, dtype=torch.long))
-    noise_BC = build().sample(at, torch.Generator().manual_seed(0)).noise_BC
+    noise_BC = build().prepare(at, torch.Generator().manual_seed(0)).noise_BC
     assert abs(float(noise_BC.mean())) < 0.03 and abs(float(noise_BC.std()) - 1) < 0.03
 
 

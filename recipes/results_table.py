@@ -1,0 +1,114 @@
+"""Tables of comparisons, as Markdown; run as a script, it renders those in the README from the files they name.
+
+    python recipes/results_table.py            # rewrite the tables of README.md and recipes/benchmarks/README.md
+    python recipes/results_table.py --check    # say which are not up to date, change nothing
+
+A table stands between `<!-- results: FILE.json -->` and `<!-- /results -->`.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "recipes/benchmarks/README.md")
+_BLOCK = re.compile(r"(<!-- results: (?P<file>\S+) -->\n).*?(<!-- /results -->)", re.DOTALL)
+# Heading, what to read from a cell, factor, digits.
+_COLUMNS = (
+    ("last step", ("results", "last", "test_accuracy"), 100, 1),
+    ("selected", ("results", "selected", "test_accuracy"), 100, 1),
+    ("ensemble", ("results", "ensemble", "test_accuracy"), 100, 1),
+    ("oracle best", ("results", "oracle_best", "test_accuracy"), 100, 1),
+    ("selected, macro F1", ("results", "selected", "test_macro_f1"), 100, 1),
+    ("wrong labels found, AUROC", ("suspects_auroc",), 1, 3),
+    ("seconds", ("train_seconds",), 1, 0),
+    ("peak MiB", ("peak_memory_mib",), 1, 0),
+)
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    """Mean and standard deviation over seeds of each corpus and method, as Markdown.
+
+    Columns that no cell fills are left out. The best selected accuracy of a corpus is bold.
+    """
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault((cell["corpus"], cell["method"]), []).append(cell)
+    columns = [column for column in _COLUMNS if any(_value(cell, column[1]) is not None for cell in cells)]
+    lines = [
+        "| corpus | method | seeds | " + " | ".join(column[0] for column in columns) + " |",
+        "|---|---|---|" + "---|" * len(columns),
+    ]
+    selected = {group: _mean(runs, ("results", "selected", "test_accuracy")) for group, runs in groups.items()}
+    previous = None
+    for (corpus, method), runs in groups.items():
+        best = max(value for (other, _), value in selected.items() if other == corpus)
+        texts = [_spread(runs, path, factor, digits) for _, path, factor, digits in columns]
+        if selected[corpus, method] == best:
+            place = [column[0] for column in columns].index("selected")
+            texts[place] = f"**{texts[place]}**"
+        name = corpus if corpus != previous else ""
+        lines.append(f"| {name} | {method} | {len(runs)} | " + " | ".join(texts) + " |")
+        previous = corpus
+    return "\n".join(lines)
+
+
+def rendered(page: str, folder: Path) -> str:
+    """The page with every table made anew from the file it names, relative to `folder`.
+
+    Raises:
+        FileNotFoundError: when a file is missing.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        cells = json.loads((folder / match["file"]).read_text(encoding="utf8"))["cells"]
+        return f"{match[1]}{table(cells)}\n{match[3]}"
+
+    return _BLOCK.sub(fill, page)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Render or check the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="Change nothing; fail if a table is not up to date")
+    options = parser.parse_args(arguments)
+    stale = []
+    for name in PAGES:
+        path = REPOSITORY / name
+        page = path.read_text(encoding="utf8")
+        new = rendered(page, REPOSITORY)
+        if new != page:
+            stale.append(name)
+            if not options.check:
+                path.write_text(new, encoding="utf8")
+    if options.check and stale:
+        sys.exit(f"error: not up to date: {', '.join(stale)}; run python recipes/results_table.py")
+
+
+def _value(cell: dict[str, Any], path: tuple[str, ...]) -> float | None:
+    value: Any = cell
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _mean(runs: list[dict[str, Any]], path: tuple[str, ...]) -> float:
+    found = [value for value in (_value(run, path) for run in runs) if value is not None]
+    return statistics.mean(found) if found else float("-inf")
+
+
+def _spread(runs: list[dict[str, Any]], path: tuple[str, ...], factor: float, digits: int) -> str:
+    found = [factor * value for value in (_value(run, path) for run in runs) if value is not None]
+    if not found:
+        return ""
+    deviation = f" ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.{digits}f}{deviation}"
+
+
+if __name__ == "__main__":
+    main()

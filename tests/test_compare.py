@@ -1,0 +1,181 @@
+"""Comparisons: a grid is run once, its tables and figures say what its file says."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from recipe_scripts import RECIPES, recipe
+
+
+compare, results_table = recipe("compare"), recipe("results_table")
+
+
+def results(last, selected, auroc=0.75, seconds=10.0, **more):
+    rows = {"last": last, "selected": selected, **more}
+    return {
+        "results": {name: {"test_accuracy": value} for name, value in rows.items() if value is not None},
+        "suspects_auroc": auroc,
+        "train_seconds": seconds,
+    }
+
+
+def cell(corpus, method, seed, *values, **more):
+    return {"corpus": corpus, "method": method, "seed": seed, **results(*values, **more)}
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+CELLS = [
+    cell("A", "CE", 0, 0.5, 0.70, 0.80, 10.0, ensemble=0.71, oracle_best=0.9),
+    cell("A", "CE", 1, 0.6, 0.74, 0.90, 13.0, ensemble=0.75, oracle_best=0.9),
+    cell("A", "CE", 2, 0.7, 0.78, 1.00, 16.0, ensemble=0.79, oracle_best=0.9),
+    cell("A", "ours", 0, 0.5, 0.80, None, 20.0),
+    cell("B | x", "CE", 0, 0.25, None, None, 7.4),
+]
+
+
+def test_the_table_shows_mean_and_deviation_over_seeds():
+    lines = results_table.table(CELLS).split("\n")
+    assert lines[0] == (
+        "| corpus | method | seeds | last step | selected | ensemble | oracle best | wrong labels found, AUROC | seconds |"
+    )
+    assert lines[2] == "| A | CE | 3 | 60.0 ± 10.0 | 74.0 ± 4.0 | 75.0 ± 4.0 | 90.0 ± 0.0 | 0.900 ± 0.100 | 13 ± 3 |"
+    assert lines[3] == "|  | ours | 1 | 50.0 | **80.0** |  |  |  | 20 |"
+    assert len(lines) == 5
+
+
+def test_a_page_is_rendered_from_the_files_it_names(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"cells": CELLS[:1]}))
+    page = "Before\n<!-- results: a.json -->\nold\n<!-- /results -->\nafter\n"
+    new = results_table.rendered(page, tmp_path)
+    assert new == f"Before\n<!-- results: a.json -->\n{results_table.table(CELLS[:1])}\n<!-- /results -->\nafter\n"
+    assert results_table.rendered(new, tmp_path) == new
+
+
+def test_the_tables_of_the_pages_are_up_to_date():
+    results_table.main(["--check"])
+
+
+def test_every_results_file_names_its_command_and_its_grid_is_there():
+    for path in sorted((RECIPES / "benchmarks").glob("*.json")):
+        document = json.loads(path.read_text())
+        if "cells" in document:
+            assert (RECIPES.parent / document["command"].split()[2]).is_file(), path
+            assert all(len(entry["versions"]) >= 4 for entry in document["cells"]), path
+
+
+# ---- grids -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def grid(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        "corpora:\n  A: {dataset: a, max_steps: 5}\nmethods:\n  CE: {weighting: none}\n  ours:\nseeds: [0, 1]\n"
+    )
+    return path
+
+
+def faked(monkeypatch, ran, fails=()):
+    def run_cell(given, kept, jobs):
+        ran.append((given["method"], given["seed"]))
+        if ran[-1] in fails:
+            raise compare.CellFailed("it broke")
+        return {**given, **results(0.5, 0.5 + given["seed"] / 10), "versions": {}}
+
+    monkeypatch.setattr(compare, "run_cell", run_cell)
+
+
+def test_a_finished_cell_is_never_run_again(grid, tmp_path, monkeypatch, capsys):
+    output, ran = tmp_path / "results.json", []
+    faked(monkeypatch, ran, fails=[("CE", 1)])
+    with pytest.raises(SystemExit, match="it broke"):
+        compare.main([str(grid), "--output", str(output)])
+    kept = json.loads(output.read_text())
+    assert [(entry["method"], entry["seed"]) for entry in kept["cells"]] == [("CE", 0), ("ours", 0), ("ours", 1)]
+    assert kept["cells"][0]["arguments"] == {"dataset": "a", "max_steps": 5, "weighting": "none", "seed": 0}
+    ran.clear()
+    faked(monkeypatch, ran)
+    compare.main([str(grid), "--output", str(output)])
+    assert ran == [("CE", 1)]
+    before = output.read_bytes()
+    compare.main([str(grid), "--output", str(output)])
+    assert len(ran) == 1 and output.read_bytes() == before
+    assert "|  | ours | 2 | 50.0 ± 0.0 | **55.0 ± 7.1** |" in capsys.readouterr().out
+    assert kept["command"] == f"python recipes/compare.py {grid}"
+
+
+def test_pairs_that_make_no_sense_are_left_out(grid, tmp_path, monkeypatch):
+    grid.write_text(grid.read_text() + "skip: [[A, CE]]\n")
+    ran = []
+    faked(monkeypatch, ran)
+    compare.main([str(grid), "--output", str(tmp_path / "results.json")])
+    assert ran == [("ours", 0), ("ours", 1)]
+
+
+def test_a_grid_without_seeds_is_an_error(grid, tmp_path):
+    grid.write_text("corpora: {A: {}}\nmethods: {CE: {}}\n")
+    with pytest.raises(SystemExit, match="lacks seeds"):
+        compare.main([str(grid), "--output", str(tmp_path / "results.json")])
+
+
+def test_a_cell_is_one_run_of_the_recipe_with_these_arguments(monkeypatch):
+    commands = []
+    kept = {**results(0.5, 0.6), "peak_memory_mib": 1.0, "num_train_samples": 3, "noise": None, "versions": {}}
+    kept["evaluations"] = [{"step": 1, "clid": 4.123456789}]
+
+    def run(command, env, **kwargs):
+        commands.append((command, env["OMP_NUM_THREADS"]))
+        folder = Path(command[command.index("--output_dir") + 1])
+        (folder / "results.json").write_text(json.dumps({**kept, "secret": 1}))
+        return type("Done", (), {"returncode": 0, "stderr": ""})
+
+    monkeypatch.setattr(compare.subprocess, "run", run)
+    given = {"corpus": "A", "method": "B", "seed": 1, "arguments": {"config": "x.yaml", "freeze": "", "seed": 1}}
+    found = compare.run_cell(given, "kept", jobs=10**6)
+    assert found == {**given, **kept, "evaluations": [{"step": 1, "clid": 4.12346}]}
+    (command, threads), text = commands[0], " ".join(commands[0][0])
+    assert Path(command[3]) == RECIPES / "train.py" and threads == "1"
+    assert "--frozen_cache_dir kept --config x.yaml --freeze  --seed 1 --output_dir" in text
+    monkeypatch.setattr(
+        compare.subprocess, "run", lambda *a, **k: type("Done", (), {"returncode": 1, "stderr": "it broke"})
+    )
+    with pytest.raises(compare.CellFailed, match=re.compile("A, B, seed 1: .*it broke", re.DOTALL)):
+        compare.run_cell(given, "kept")
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "benchmarks").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_grids_of_the_repository_name_arguments_that_exist(path):
+    arguments = recipe("arguments")
+    from hf_clidmu.config import CLIDMUConfig
+
+    cells = compare.cells_of(compare.read_grid(path))
+    assert len({entry["seed"] for entry in cells}) >= 3
+    for entry in cells[: len(cells) // len(yaml.safe_load(path.read_text())["seeds"])]:
+        given = {**entry["arguments"], "output_dir": "x", "use_cpu": "true"}
+        words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        arguments.parse((arguments.RunArguments, CLIDMUConfig), words)
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_figure_per_corpus(tmp_path):
+    pytest.importorskip("matplotlib")
+    figures = recipe("figures")
+    rows = [{"step": step, "clid": 4.0 - step / 10, "test_accuracy": step / 10} for step in (5, 10)]
+    cells = [
+        {"corpus": name, "method": method, "seed": seed, "evaluations": rows}
+        for name in ("A, 40 %", "B")
+        for method in ("CE", "ours")
+        for seed in (0, 1)
+    ]
+    paths = figures.figures(cells, tmp_path)
+    assert [path.name for path in paths] == ["a_40.png", "b.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    share, value_SE = figures.curves(cells[:2], "clid")
+    assert share.tolist() == [0.5, 1.0] and value_SE.tolist() == [[3.5, 3.0]] * 2
+    assert figures.curves(cells[:2], "weight_wrong")[1].size == 0
