@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from hf_clidmu.data import NOISE_KINDS
+
 
 @dataclass
 class RunArguments:
@@ -18,7 +20,8 @@ class RunArguments:
     dataset: str = field(
         default="digits",
         metadata={
-            "help": "Hub id, local folder or file, or the built-in 'digits'. Environment variables are expanded."
+            "help": "Hub id, local folder or file, a preset such as 'cifar10n_worse', or the built-in 'digits'. "
+            "Environment variables are expanded."
         },
     )
     model: str = field(
@@ -37,15 +40,39 @@ class RunArguments:
     )
     hflip: bool = field(default=True, metadata={"help": "Whether augmentation mirrors images left to right."})
     max_length: int = field(default=128, metadata={"help": "Longest text, in tokens."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the given labels; found if not named."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    label_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of the given labels; found if not named. Several annotators, put to a majority vote: their "
+            "names with commas between them, or a pattern such as 'random_label*'."
+        },
+    )
+    missing_labels: str = field(
+        default="error", metadata={"help": "What to do with training rows without a label: error or drop."}
+    )
     clean_label_column: str | None = field(
         default=None, metadata={"help": "Column of true labels, for reporting only."}
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of the images; found if not named."})
     text_column: str | None = field(default=None, metadata={"help": "Column of the texts; found if not named."})
-    noise: str | None = field(default=None, metadata={"help": "Noise to inject into the training labels: symmetric."})
+    noise: str | None = field(
+        default=None,
+        metadata={
+            "help": "Noise to inject into the training labels: "
+            + ", ".join(kind for kind in NOISE_KINDS if kind not in ("feature", "transition"))
+            + "."
+        },
+    )
     noise_rate: float = field(default=0.0, metadata={"help": "Share of training labels to make wrong."})
-    noise_seed: int = field(default=0, metadata={"help": "Seed of the injected noise."})
+    noise_seed: int = field(default=0, metadata={"help": "Seed of the injected noise, and of ties among annotators."})
+    noise_map: str | None = field(
+        default=None,
+        metadata={
+            "help": "For asymmetric noise, what each class is mistaken for: a mapping of classes (on the command line "
+            "as JSON), or 'next'; presets of CIFAR know it."
+        },
+    )
     test_size: float | None = field(
         default=None,
         metadata={"help": "Share of the training data held out for testing, where there is no test split."},

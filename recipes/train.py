@@ -98,13 +98,16 @@ def build(run: RunArguments, config: CLIDMUConfig) -> tuple[Corpus, CLIDMUTraine
     """The corpus, the trainer over it, and the test samples."""
     corpus = load_corpus(
         expanded("dataset", run.dataset),
+        config_name=run.dataset_config,
         label_column=run.label_column,
+        missing_labels=run.missing_labels,
         clean_label_column=run.clean_label_column,
         image_column=run.image_column,
         text_column=run.text_column,
         noise=run.noise,
         noise_rate=run.noise_rate,
         noise_seed=run.noise_seed,
+        noise_map=class_map(run.noise_map),
         test_size=run.test_size,
         max_train_samples=run.max_train_samples,
         seed=config.seed,
@@ -148,6 +151,16 @@ def with_noisy_validation(corpus: Corpus, share: float, seed: int) -> Corpus:
         sys.exit(f"error: noisy_validation must lie between 0 and 1, got {share}")
     parts = corpus.train.train_test_split(test_size=share, seed=seed, stratify_by_column="label")
     return replace(corpus, train=parts["train"], validation=parts["test"])
+
+
+def class_map(value: Any) -> Any:
+    """The noise map: a mapping from YAML, JSON from the command line, or a word."""
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        sys.exit(f"error: noise_map: {value} is no JSON: {error}")
 
 
 def expanded(name: str, value: str) -> str:

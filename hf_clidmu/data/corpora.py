@@ -10,9 +10,10 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from ._rows import name_rows, quote
 from .columns import (
@@ -23,6 +24,7 @@ from .columns import (
     input_table,
     named_columns,
 )
+from .injection import ClassMap, NoiseSettings
 from .labels import (
     LabelSpace,
     RawLabels,
@@ -33,8 +35,8 @@ from .labels import (
     require_labels,
     stratified_sample,
 )
-from .noise import UNKNOWN, IntArray, NoiseRecord, measure_noise, symmetric_noise
-from .presets import Preset, find_preset, load_preset
+from .noise import UNKNOWN, IntArray, NoiseRecord, measure_noise
+from .presets import Preset, find_preset, load_preset, similar_presets
 from .sources import SPLIT_NAMES, LoadedSource, load_source
 from .votes import FloatArray, majority_vote, merge_labels
 
@@ -134,9 +136,13 @@ def load_corpus(
     text_column: str | None = None,
     label_names: Sequence[str] | None = None,
     missing_labels: MissingLabels = "error",
-    noise: Literal["symmetric"] | None = None,
+    noise: str | None = None,
     noise_rate: float = 0.0,
     noise_seed: int = 0,
+    noise_map: ClassMap | None = None,
+    noise_superclasses: Sequence[Any] | None = None,
+    noise_features: npt.NDArray[Any] | None = None,
+    noise_transition: Any | None = None,
     train_split: str | None = None,
     validation_split: str | None = None,
     test_split: str | None = None,
@@ -178,11 +184,18 @@ def load_corpus(
             Default: as said above.
         missing_labels: What to do with training rows without a label: `"error"` (default) names them, `"drop"` leaves
             them out.
-        noise: `"symmetric"` injects label noise into the training split. It starts from the clean labels when the
-            source has them for the training split (a given noisy column is then ignored in all splits), else from
-            the given labels, which then count as clean. `None` (default) leaves the labels alone.
-        noise_rate: Share of training labels to make wrong, in [0, 1).
+        noise: Kind of label noise to inject into the training split, a name of `NOISE_KINDS`. It starts from the clean
+            labels when the source has them for the training split (a given noisy column is then ignored in all
+            splits), else from the given labels, which then count as clean. `None` (default) leaves the labels alone.
+        noise_rate: In [0, 1): the share of training labels to make wrong, for most kinds (see `inject_noise`).
         noise_seed: Seed of the injection, and of ties among annotators.
+        noise_map: For `"asymmetric"`: what each class is mistaken for, a mapping of class names or indices; or
+            `"next"`, the next class in order. Default: what is published about a preset.
+        noise_superclasses: For `"hierarchical"`: the superclass of each class, in their order. Default: what is
+            published about a preset.
+        noise_features: For `"instance"` and `"feature"`: an array with one row per row of the training split of the
+            source, such as embeddings. Default, for `"instance"` on images of one size: their pixels.
+        noise_transition: For `"transition"`: the (C, C) probabilities of given classes, one row per clean class.
         train_split: Name of the training split. Default: `train`, or the only split.
         validation_split: Name of the validation split. Default: `validation`, `valid`, `val`, `dev` or `eval`.
         test_split: Name of the test split. Default: `test` or `testing`.
@@ -208,7 +221,10 @@ def load_corpus(
         UserWarning: A class has no training row, rows without a label are left out, an unlabelled split is left out,
             or a preset has other classes than expected.
     """
-    _check_settings(noise, noise_rate, test_size, max_train_samples, seed, missing_labels)
+    noise_settings = NoiseSettings(
+        noise, noise_rate, noise_seed, noise_map, noise_superclasses, noise_features, noise_transition
+    )
+    _check_settings(test_size, max_train_samples, seed, missing_labels)
     preset, loaded = _load(source, config_name, revision)
     if isinstance(source, str) and source == "digits":
         test_size, holdout_seed = (_DIGITS_TEST_SIZE if test_size is None else test_size), 0
@@ -242,7 +258,7 @@ def load_corpus(
         tables["train"], tables["test"] = _hold_out(tables["train"], test_size, holdout_seed)
     if max_train_samples is not None and max_train_samples < len(tables["train"].label):
         tables["train"] = tables["train"].take(stratified_sample(tables["train"].label, max_train_samples, seed))
-    record = _apply_noise(tables, noise, noise_rate, noise_seed, space)
+    record = _apply_noise(tables, noise_settings, space, preset)
     _warn_of_classes(tables["train"], space, loaded.origin, preset)
 
     for role, table in tables.items():
@@ -263,8 +279,6 @@ def load_corpus(
 
 
 def _check_settings(
-    noise: object,
-    noise_rate: float,
     test_size: float | None,
     max_train_samples: object,
     seed: object,
@@ -272,10 +286,6 @@ def _check_settings(
 ) -> None:
     if missing_labels not in ("error", "drop"):
         raise ValueError(f'missing_labels must be "error" or "drop", got {missing_labels!r}.')
-    if noise not in (None, "symmetric"):
-        raise ValueError(f'noise must be "symmetric" or None, got {noise!r}.')
-    if noise is None and noise_rate:
-        raise ValueError(f'noise_rate={noise_rate} has no effect without noise="symmetric".')
     if test_size is not None and not (math.isfinite(test_size) and 0 <= test_size < 1):
         raise ValueError(f"test_size must be in [0, 1), the share of training rows to hold out; got {test_size!r}.")
     if max_train_samples is not None:
@@ -320,7 +330,13 @@ def _pick_splits(splits: dict[str, Dataset], wanted: dict[str, str | None]) -> d
 def _load(source: Source, config_name: str | None, revision: str | None) -> tuple[Preset | None, LoadedSource]:
     preset = find_preset(source)
     if preset is None:
-        return None, load_source(source, config_name=config_name, revision=revision)
+        try:
+            return None, load_source(source, config_name=config_name, revision=revision)
+        except FileNotFoundError as error:
+            near = similar_presets(source) if isinstance(source, str) else []
+            if not near:
+                raise
+            raise FileNotFoundError(f"{error} Presets of a similar name: {quote(near)}.") from error
     if config_name is not None or revision is not None:
         raise ValueError(
             f"config_name and revision are for datasets on the Hub, but {source!r} is a preset, which knows its own."
@@ -363,7 +379,9 @@ def _read_labels(
         for role, split in splits.items()
     }
     clean = {
-        role: read_labels(split, columns.clean, role, names) if columns.clean in split.column_names else None
+        role: None
+        if columns.clean is None or columns.clean not in split.column_names
+        else read_labels(split, columns.clean, role, names)
         for role, split in splits.items()
     }
     return given, clean
@@ -447,19 +465,18 @@ def _hold_out(train: _Split, test_size: float, seed: int) -> tuple[_Split, _Spli
 
 
 def _apply_noise(
-    tables: dict[str, _Split], noise: str | None, rate: float, seed: int, space: LabelSpace
+    tables: dict[str, _Split], noise: NoiseSettings, space: LabelSpace, preset: Preset | None
 ) -> NoiseRecord | None:
     train = tables["train"]
-    num_classes = len(space.names)
-    if noise is None:
+    if noise.kind is None:
         if train.clean is None or not (train.clean != UNKNOWN).any():
             return None
-        return measure_noise(train.clean, train.label, num_classes)
+        return measure_noise(train.clean, train.label, len(space.names))
     for table in tables.values():
         # Injected noise starts from labels taken as clean: the same columns then exist in every split.
         table.clean = table.label if table.clean is None else np.where(table.clean < 0, table.label, table.clean)
     train.votes = None  # who voted for what does not describe injected labels
-    train.label, record = symmetric_noise(train.label, num_classes, rate, seed)
+    train.label, record = noise.inject(train.label, space.names, train.data, train.rows, preset)
     return record
 
 

@@ -13,12 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._rows import quote
 from .columns import CLEAN_LABEL_COLUMN, Modality
+from .noise import CIFAR10_ASYMMETRIC, CIFAR100_SUPERCLASS_NAMES, CIFAR100_SUPERCLASSES, cifar100_next_in_superclass
 from .sources import LoadedSource, load_source
 
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 #: Name of the environment variable with the folder that holds one folder per preset.
 DATA_VARIABLE = "HF_CLIDMU_DATA"
@@ -47,9 +51,9 @@ class Preset:
         hub_config: Its configuration.
         hub_revision: Its revision.
         hub_columns: Column names there that differ from those above, to the names above.
-        noise_map: Published asymmetric noise: the class that each class is mistaken for, by names. Classes that are
-            not in it keep their labels.
-        superclasses: Groups of classes that are mistaken for one another, by names.
+        noise_map: Published asymmetric noise: the class that each class is mistaken for. Classes that are not in it
+            keep their labels.
+        superclasses: The superclass of each class.
     """
 
     name: str
@@ -70,8 +74,8 @@ class Preset:
     hub_config: str | None = None
     hub_revision: str | None = None
     hub_columns: Mapping[str, str] | None = None
-    noise_map: Mapping[str, str] | None = None
-    superclasses: tuple[tuple[str, ...], ...] | None = None
+    noise_map: Mapping[int, int] | None = None
+    superclasses: tuple[int, ...] | None = None
 
 
 def get_preset(name: str) -> Preset:
@@ -122,20 +126,39 @@ def load_preset(preset: Preset) -> LoadedSource:
     folder = None if not base else Path(base).expanduser() / preset.folder
     if folder is not None and folder.is_dir():
         loaded = load_source(folder)
+        splits = {name: _renamed(split, preset) for name, split in loaded.splits.items()}
     elif preset.hub_id is not None:
         try:
             loaded = load_source(preset.hub_id, config_name=preset.hub_config, revision=preset.hub_revision)
         except (FileNotFoundError, ValueError) as error:
             raise FileNotFoundError(_how_to_get(preset, folder)) from error
+        splits = {name: _with_class_names(_renamed(split, preset), preset) for name, split in loaded.splits.items()}
     else:
         raise FileNotFoundError(_how_to_get(preset, folder))
-    splits = {}
-    for name, split in loaded.splits.items():
-        # A copy of the Hub dataset in the folder keeps the Hub's column names.
-        renamed = {old: new for old, new in (preset.hub_columns or {}).items() if old in split.column_names}
-        clashes = [new for new in renamed.values() if new in split.column_names]
-        splits[name] = split if clashes or not renamed else split.rename_columns(renamed)
     return replace(loaded, name=preset.name, splits=splits)
+
+
+def _renamed(split: Dataset, preset: Preset) -> Dataset:
+    """The split with this package's column names; a copy of the Hub dataset in the folder has the Hub's, too."""
+    names = {
+        old: new
+        for old, new in (preset.hub_columns or {}).items()
+        if old in split.column_names and new not in split.column_names
+    }
+    return split.rename_columns(names) if names else split
+
+
+def _with_class_names(split: Dataset, preset: Preset) -> Dataset:
+    """The split with the published class names: copies on the Hub number classes alike, but misspell some."""
+    from datasets import ClassLabel
+
+    feature = split.features.get("label")
+    if preset.label_names is None or getattr(feature, "num_classes", None) != len(preset.label_names):
+        return split
+    named = split.with_format(None)
+    # Not cast_column, which would write all images of the split anew.
+    named.info.features["label"] = ClassLabel(names=list(preset.label_names))
+    return named
 
 
 def _how_to_get(preset: Preset, folder: Path | None) -> str:
@@ -154,35 +177,7 @@ def _how_to_get(preset: Preset, folder: Path | None) -> str:
 # ---- the presets -----------------------------------------------------------------------------------------------------
 
 _CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-#: Truck for automobile, bird for airplane, deer for horse, cat and dog for one another (Patrini et al., 2017).
-_CIFAR10_MAP = {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog", "dog": "cat"}
-_CIFAR100_SUPERCLASSES = (
-    ("beaver", "dolphin", "otter", "seal", "whale"),
-    ("aquarium_fish", "flatfish", "ray", "shark", "trout"),
-    ("orchid", "poppy", "rose", "sunflower", "tulip"),
-    ("bottle", "bowl", "can", "cup", "plate"),
-    ("apple", "mushroom", "orange", "pear", "sweet_pepper"),
-    ("clock", "keyboard", "lamp", "telephone", "television"),
-    ("bed", "chair", "couch", "table", "wardrobe"),
-    ("bee", "beetle", "butterfly", "caterpillar", "cockroach"),
-    ("bear", "leopard", "lion", "tiger", "wolf"),
-    ("bridge", "castle", "house", "road", "skyscraper"),
-    ("cloud", "forest", "mountain", "plain", "sea"),
-    ("camel", "cattle", "chimpanzee", "elephant", "kangaroo"),
-    ("fox", "porcupine", "possum", "raccoon", "skunk"),
-    ("crab", "lobster", "snail", "spider", "worm"),
-    ("baby", "boy", "girl", "man", "woman"),
-    ("crocodile", "dinosaur", "lizard", "snake", "turtle"),
-    ("hamster", "mouse", "rabbit", "shrew", "squirrel"),
-    ("maple_tree", "oak_tree", "palm_tree", "pine_tree", "willow_tree"),
-    ("bicycle", "bus", "motorcycle", "pickup_truck", "train"),
-    ("lawn_mower", "rocket", "streetcar", "tank", "tractor"),
-)
-_CIFAR100_CLASSES = tuple(sorted(name for group in _CIFAR100_SUPERCLASSES for name in group))
-#: Each class for the next one of its superclass, in a circle (Patrini et al., 2017).
-_CIFAR100_MAP = {
-    name: group[(place + 1) % len(group)] for group in _CIFAR100_SUPERCLASSES for place, name in enumerate(group)
-}
+_CIFAR100_CLASSES = tuple(sorted(name for group in CIFAR100_SUPERCLASS_NAMES.values() for name in group))
 _CIFAR_LICENCE = "none stated; research use."
 _CIFARN_LICENCE = "labels CC BY-NC 4.0; images none stated; research use."
 _CIFARN_SOURCE = (
@@ -210,7 +205,7 @@ def _cifar10n(kind: str, title: str, column: str) -> Preset:
         num_labels=10,
         label_names=_CIFAR10_CLASSES,
         label_column=column,
-        noise_map=_CIFAR10_MAP,
+        noise_map=CIFAR10_ASYMMETRIC,
     )
 
 
@@ -229,7 +224,7 @@ def _all_presets() -> tuple[Preset, ...]:
             label_names=_CIFAR10_CLASSES,
             hub_id="uoft-cs/cifar10",
             hub_columns={"img": "image"},
-            noise_map=_CIFAR10_MAP,
+            noise_map=CIFAR10_ASYMMETRIC,
         ),
         Preset(
             name="cifar100",
@@ -244,8 +239,8 @@ def _all_presets() -> tuple[Preset, ...]:
             label_names=_CIFAR100_CLASSES,
             hub_id="uoft-cs/cifar100",
             hub_columns={"img": "image", "fine_label": "label"},
-            noise_map=_CIFAR100_MAP,
-            superclasses=_CIFAR100_SUPERCLASSES,
+            noise_map=cifar100_next_in_superclass(),
+            superclasses=CIFAR100_SUPERCLASSES,
         ),
         _cifar10n("aggre", "majority of three annotators, 9 % wrong", "aggre_label"),
         _cifar10n("random1", "first annotator, 17 % wrong", "random_label1"),
@@ -265,8 +260,8 @@ def _all_presets() -> tuple[Preset, ...]:
             num_labels=100,
             label_names=_CIFAR100_CLASSES,
             label_column="noisy_label",
-            noise_map=_CIFAR100_MAP,
-            superclasses=_CIFAR100_SUPERCLASSES,
+            noise_map=cifar100_next_in_superclass(),
+            superclasses=CIFAR100_SUPERCLASSES,
         ),
         Preset(
             name="fashion_mnist",

@@ -7,6 +7,7 @@ often lacks the noisy columns of the training file.
 from __future__ import annotations
 
 import glob
+import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -143,6 +144,8 @@ def _from_folder(folder: Path) -> LoadedSource:
         )
     if (folder / "state.json").is_file():
         return LoadedSource({"train": Dataset.load_from_disk(str(folder))}, name, str(folder), folder)
+    if (folder / "label.json").is_file() and (wrench := _wrench_folder(folder)):
+        return LoadedSource(wrench, name, str(folder), folder)
     for place in (folder, folder / "data"):
         files = _split_files(place)
         if files:
@@ -181,6 +184,57 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
             f"{{'train': {str(files[0])!r}}}."
         )
     return splits
+
+
+def _wrench_folder(folder: Path) -> dict[str, Dataset]:
+    """Read a text dataset of the WRENCH benchmark; empty where the folder holds something else.
+
+    `label.json` maps class numbers to names; each split is a mapping of ids to `label` (the true one), `weak_labels`
+    (one per rule, -1 where it does not fire) and `data`. Columns: `text`, `clean_label`, `weak_label_00`, ...
+    """
+    import datasets
+
+    try:
+        names = json.loads((folder / "label.json").read_text(encoding="utf8"))
+        contents = {
+            split: json.loads(file.read_text(encoding="utf8"))
+            for split in (alias for aliases in SPLIT_NAMES.values() for alias in aliases)
+            if (file := folder / f"{split}.json").is_file()
+        }
+    except ValueError:  # lines of JSON, for one
+        return {}
+    if not isinstance(names, dict) or not all(isinstance(rows, dict) for rows in contents.values()):
+        return {}
+    feature = datasets.ClassLabel(names=[str(names[key]) for key in sorted(names, key=int)])
+    splits = {}
+    for split, rows in contents.items():
+        file = folder / f"{split}.json"
+        rules = {len(row["weak_labels"]) for key, row in rows.items() if _check_wrench_row(row, key, file)}
+        if len(rules) > 1:
+            raise ValueError(f"{str(file)!r}: the rows have {sorted(rules)} weak labels; there must be one per rule.")
+        votes = list(zip(*(row["weak_labels"] for row in rows.values()), strict=True))
+        columns = {f"weak_label_{rule:02d}": list(vote) for rule, vote in enumerate(votes)}
+        splits[split] = datasets.Dataset.from_dict(
+            {
+                "text": [row["data"]["text"] for row in rows.values()],
+                "clean_label": [row["label"] for row in rows.values()],
+                **columns,
+            },
+            features=datasets.Features(
+                {"text": datasets.Value("string"), "clean_label": feature, **dict.fromkeys(columns, feature)}
+            ),
+        )
+    return splits
+
+
+def _check_wrench_row(row: Any, key: str, file: Path) -> bool:
+    known = isinstance(row, dict) and {"label", "weak_labels", "data"} <= row.keys()
+    if not known or not isinstance(row["data"], dict) or not isinstance(row["data"].get("text"), str):
+        raise ValueError(
+            f"{str(file)!r}, row {key!r}: expected label, weak_labels and data with a text, as in the datasets of "
+            "WRENCH for text classification."
+        )
+    return True
 
 
 def _read_files(paths: Sequence[Path]) -> Dataset:
