@@ -1,4 +1,4 @@
-"""`hf_clidmu.data.noise`: exact counts, exact matrices, and errors that name the row."""
+"""Symmetric noise, its record, and measured noise: exact counts, exact matrices, and errors that name the row."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def test_symmetric_noise_is_uniform_over_the_other_classes() -> None:
     expected = np.full((5, 5), 0.1) + np.eye(5) * 0.5
     # 20,000 draws per row: the standard deviation of an entry is at most 0.0035.
     np.testing.assert_allclose(record.transition, expected, atol=0.012)
+    np.testing.assert_allclose(record.expected_transition, expected)
     np.testing.assert_allclose(np.sum(record.transition, axis=1), 1)
     counts = np.array([[((clean == i) & (noisy == j)).mean() * 5 for j in range(5)] for i in range(5)])
     np.testing.assert_allclose(record.transition, counts)
@@ -131,6 +132,9 @@ def test_measure_noise_names_bad_input(clean: list[int], noisy: list[int], match
 
 def test_record_is_frozen_and_serialisable() -> None:
     record = NoiseRecord("symmetric", 0.5, 0.5, [[0.5, 0.5], [0.5, 0.5]], 7)
+    assert record.expected_transition is None and measure_noise([0], [0], 1).expected_transition is None
     assert NoiseRecord(**json.loads(json.dumps(record.to_dict()))) == record
+    _, injected = symmetric_noise([0, 1, 1], 2, 0.3, seed=0)
+    assert NoiseRecord(**json.loads(json.dumps(injected.to_dict()))) == injected
     with pytest.raises(AttributeError):
         record.seed = 8
