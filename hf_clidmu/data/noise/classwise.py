@@ -89,7 +89,8 @@ def asymmetric_noise(
 
     Of every class c in `class_map`, with n_c rows, exactly `round(rate * n_c)` become `class_map[c]`; the other classes
     stay clean. As in the papers, the rate holds within the mapped classes: at 0.4 with `CIFAR10_ASYMMETRIC`, which maps
-    5 of 10 classes, 20 % of all labels are wrong. Source: Patrini et al. (CVPR 2017), section 5.
+    5 of 10 classes, 20 % of all labels are wrong. Source: Patrini et al., "Making Deep Neural Networks
+    Robust to Label Noise" (CVPR 2017).
 
     Args:
         labels: (N,) integer labels in 0..C-1. Not modified.

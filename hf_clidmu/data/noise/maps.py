@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 
 #: CIFAR-10: truck -> automobile, bird -> airplane, deer -> horse, cat <-> dog. Patrini et al., "Making Deep Neural
-#: Networks Robust to Label Noise: a Loss Correction Approach" (CVPR 2017), section 5.
+#: Networks Robust to Label Noise: a Loss Correction Approach" (CVPR 2017).
 CIFAR10_ASYMMETRIC: Mapping[int, int] = MappingProxyType({9: 1, 2: 0, 4: 7, 3: 5, 5: 3})
 
 #: The 20 superclasses of CIFAR-100 in their order, each with its 5 fine classes. Krizhevsky, "Learning Multiple Layers
@@ -51,7 +51,7 @@ def cifar100_next_in_superclass() -> dict[int, int]:
     """Map each fine class of CIFAR-100 to the next one of its superclass, circularly.
 
     Returns:
-        A map of all 100 classes for `asymmetric_noise`, as in Patrini et al. (CVPR 2017), section 5.
+        A map of all 100 classes for `asymmetric_noise`, as in Patrini et al. (CVPR 2017).
     """
     number = {fine: index for index, (fine, _) in enumerate(_FINE)}
     return {
