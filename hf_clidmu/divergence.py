@@ -114,6 +114,26 @@ def clid(
     return -(prediction_graph_BB * log_feature_BB).sum(dim=1).mean()
 
 
+def shuffled_clid(features_ND: Tensor, logits_NC: Tensor, temperature: float = DEFAULT_TEMPERATURE) -> Tensor:
+    """What CLID would be, in the mean over all orders, if the same predictions belonged to other samples of the batch.
+
+    The difference to CLID is what features and predictions have in common. In closed form: shuffling spreads the
+    prediction graph's off-diagonal mass evenly, and leaves its diagonal on the diagonal.
+
+    Args:
+        features_ND, logits_NC, temperature: as in [`clid`].
+
+    Returns:
+        A scalar, without gradient.
+    """
+    surprise_NN = -torch.log(feature_graph(features_ND, temperature) + _LOG_EPSILON)
+    own_mass = prediction_graph(logits_NC.detach()).diagonal().mean()
+    own_surprise = surprise_NN.diagonal().mean()
+    others = len(surprise_NN) * (len(surprise_NN) - 1)
+    other_surprise = (surprise_NN.sum() - surprise_NN.diagonal().sum()) / max(others, 1)
+    return own_mass * own_surprise + (1 - own_mass) * other_surprise
+
+
 def clid_in_chunks(
     features_ND: Tensor,
     logits_NC: Tensor,
@@ -135,15 +155,23 @@ def clid_in_chunks(
     Returns:
         A scalar tensor.
     """
-    chunk_size = min(chunk_size, len(logits_NC))
-    if chunk_size < 1:
-        raise ValueError("CLID needs at least one sample, got an empty set")
-    starts = range(0, len(logits_NC) - chunk_size + 1, chunk_size)
     values = [
-        clid(features_ND[i : i + chunk_size], logits_NC[i : i + chunk_size], temperature, detach_normaliser)
-        for i in starts
+        clid(features_ND[chunk], logits_NC[chunk], temperature, detach_normaliser)
+        for chunk in chunks(len(logits_NC), chunk_size)
     ]
     return torch.stack(values).mean()
+
+
+def chunks(size: int, chunk_size: int = 100) -> list[slice]:
+    """Consecutive chunks of one size, the incomplete last one dropped; a smaller set is one chunk.
+
+    Raises:
+        ValueError: for an empty set.
+    """
+    chunk_size = min(chunk_size, size)
+    if chunk_size < 1:
+        raise ValueError("CLID needs at least one sample, got an empty set")
+    return [slice(start, start + chunk_size) for start in range(0, size - chunk_size + 1, chunk_size)]
 
 
 def certain(logits_NC: Tensor) -> Tensor:

@@ -1,5 +1,10 @@
-"""The judge of a run: CLID of the present model on one fixed set of samples, without their labels."""
+"""The judge of a run: CLID of the present model on one fixed set of samples, without their labels.
 
+Shape suffixes: N judging samples, K chunks of them, C classes, D features.
+"""
+
+import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +13,14 @@ from torch import Tensor, nn
 
 from hf_clidmu.batches import Collator
 from hf_clidmu.classifier import ClassifierTap, forked_random_state
-from hf_clidmu.divergence import certain, clid_in_chunks
+from hf_clidmu.divergence import certain, chunks, clid, shuffled_clid
 from hf_clidmu.precompute import encode
+
+
+logger = logging.getLogger(__name__)
+
+#: Below this t-value a state's CLID cannot be told from that of its predictions in random order.
+MINIMUM_ALIGNMENT = 3.0
 
 
 @dataclass
@@ -41,8 +52,48 @@ class Judge:
 
     def clid(self, model: nn.Module, device: torch.device) -> float:
         """CLID of the model as it is. Changes neither the model nor any random state."""
+        return self.read(model, device).clid
+
+    def read(self, model: nn.Module, device: torch.device) -> "Reading":
+        """CLID of the model as it is, and how far it is from chance. Changes neither model nor any random state."""
         with forked_random_state(device):
             seen = encode(model, self.tap, self.dataset, self.collate, self.batch_size, device, rows=self.rows)
         features_ND = seen.features_ND if self.features_ND is None else self.features_ND
         logits_NC = certain(seen.logits_NC) if self.by_class else seen.logits_NC
-        return float(clid_in_chunks(features_ND, logits_NC, self.chunk_size, self.temperature))
+        parts = [(features_ND[chunk], logits_NC[chunk]) for chunk in chunks(len(logits_NC), self.chunk_size)]
+        clid_K = torch.stack([clid(*part, self.temperature) for part in parts])
+        gain_K = torch.stack([shuffled_clid(*part, self.temperature) for part in parts]) - clid_K
+        return Reading(float(clid_K.mean()), _t_value(gain_K))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the judge says of a state.
+
+    Attributes:
+        clid: mean over the chunks.
+        alignment: t-value over the chunks of how far CLID lies below that of the same predictions in random order;
+            near zero, features and predictions have nothing to do with one another. NaN for a single chunk.
+    """
+
+    clid: float
+    alignment: float
+
+
+def warn_of_chance(alignment: float) -> None:
+    """Say so when chance could have selected as well; NaN, where nothing was measured, says nothing."""
+    if alignment < MINIMUM_ALIGNMENT:
+        logger.warning(
+            "The selection is not to be trusted: CLID of the selected state is no better than that of its predictions "
+            "in random order (t = %.1f). Features and classes have little in common here. Compare with the last step, "
+            "or start from a model that knows this kind of data.",
+            alignment,
+        )
+
+
+def _t_value(values_K: Tensor) -> float:
+    if len(values_K) < 2:
+        return math.nan
+    error = values_K.std() / math.sqrt(len(values_K))
+    # Chunks that agree exactly (one class everywhere) have no error: nothing gained is then nothing, not infinity.
+    return 0.0 if float(values_K.abs().max()) < 1e-6 else float(values_K.mean() / error.clamp(min=1e-12))

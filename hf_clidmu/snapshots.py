@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -192,6 +193,15 @@ def load_changing_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     lost = sorted(trainable & set(missing))
     if lost or unexpected:
         raise ValueError(f"the snapshot does not fit the model: missing {lost[:5]}, unexpected {list(unexpected)[:5]}")
+
+
+def mean_log_probability(members: Sequence[np.ndarray]) -> np.ndarray:
+    """Log of the members' mean probabilities, (N, C) float32, from their logits: the prediction of an ensemble."""
+    probability_NC = np.zeros(members[0].shape)
+    for logits_NC in members:
+        shifted_NC = np.exp(logits_NC.astype(np.float64) - logits_NC.max(axis=1, keepdims=True))
+        probability_NC += shifted_NC / shifted_NC.sum(axis=1, keepdims=True) / len(members)
+    return np.log(np.clip(probability_NC, np.finfo(np.float32).tiny, None)).astype(np.float32)
 
 
 def mean_state(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

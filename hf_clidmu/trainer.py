@@ -5,6 +5,7 @@ objective judges theta+), weighting (learns, then gives the loss), backward; the
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -29,9 +30,10 @@ from hf_clidmu.batches import (
 )
 from hf_clidmu.classifier import ClassifierTap, forked_random_state, model_logits
 from hf_clidmu.config import CLIDMUConfig
-from hf_clidmu.judge import Judge
+from hf_clidmu.judge import Judge, warn_of_chance
 from hf_clidmu.ledger import Ledger
 from hf_clidmu.lookahead import PERTURBATION_RADIUS, LookAhead, MetaBatch
+from hf_clidmu.meters import Meters
 from hf_clidmu.objectives import get_objective
 from hf_clidmu.precompute import (
     FeatureTable,
@@ -42,7 +44,7 @@ from hf_clidmu.precompute import (
     freeze_parameters,
     frozen_modules,
 )
-from hf_clidmu.snapshots import Snapshots, changing_state, load_changing_state, selection_score
+from hf_clidmu.snapshots import Snapshots, changing_state, load_changing_state, mean_log_probability, selection_score
 from hf_clidmu.state import load_optimizer_tensors, load_state, optimizer_tensors, save_state
 from hf_clidmu.weighting import Weighting, WeightingBatch, get_weighting
 
@@ -114,7 +116,7 @@ class CLIDMUTrainer(Trainer):
         self.ledger: Ledger | None = None
         self._judge_table: FeatureTable | None = None
         self._encoded: dict[int, tuple[Any, FrozenEncoding]] = {}
-        self._meters: dict[str, list[Any]] = {}
+        self._meters = Meters()
         self._meta_steps = 0
         self._prepared = False
         if self.config is None:
@@ -158,7 +160,7 @@ class CLIDMUTrainer(Trainer):
             module, gradient_BC = self._bare(model), self.weighting.loss_gradient(batch)
             judgement = self.lookahead(module, inputs, output, gradient_BC, meta, step_size, self.optimizer)
             batch = self.weighting.learn(batch, judgement.logit_tangent_BC, step_size, self.lookahead.average)
-            self._meter("meta_loss", judgement.meta_loss)
+            self._meters.add("meta_loss", judgement.meta_loss)
         batch = self.weighting.prepare(batch, self._draws(1))
         loss = self._loss(batch) / self.current_gradient_accumulation_steps
         self._listen(batch)
@@ -233,8 +235,8 @@ class CLIDMUTrainer(Trainer):
     @torch.no_grad()
     def _listen(self, batch: WeightingBatch) -> None:
         weight_B = self.weighting.weights(batch)
-        self._meter("weight_mean", weight_B.mean())
-        self._meter("weight_std", weight_B.std(correction=0))
+        self._meters.add("weight_mean", weight_B.mean())
+        self._meters.add("weight_std", weight_B.std(correction=0))
         if self.ledger is not None and batch.index_B is not None:
             self.ledger.update(batch.index_B, batch.logits_BC, batch.labels_B, weight_B)
 
@@ -259,10 +261,11 @@ class CLIDMUTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; at the end the model is the one that CLID selected. Arguments and result are Trainer's."""
-        self._prepared = False
+        self._prepared, self._alignment = False, math.nan
         with ExitStack() as self._run_scope:
             result = super().train(*args, **kwargs)
         self.load_selected()
+        warn_of_chance(self._alignment)
         return result
 
     def load_selected(self) -> None:
@@ -399,6 +402,7 @@ class CLIDMUTrainer(Trainer):
         return super()._prepare_for_training(*args, **kwargs)
 
     _warmup_steps = 0
+    _alignment = math.nan
 
     def _build_weighting(self) -> None:
         config, tap = self.config, self.tap
@@ -470,14 +474,15 @@ class CLIDMUTrainer(Trainer):
             if not ours:
                 return metrics
             if one_clid := "eval_clid" not in metrics:  # no single evaluation loop carried it
-                metrics["eval_clid"] = self.judge.clid(self._bare(self.model), self.args.device)
+                metrics.update(self._judged())
         if one_clid:
-            self.log({"eval_clid": metrics["eval_clid"]})
+            self.log({name: metrics[name] for name in ("eval_clid", "eval_clid_alignment")})
             if given is None:
                 self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.is_in_train and self.snapshots is not None:
             score = selection_score(metrics, self.args.metric_for_best_model, self.args.greater_is_better)
-            self.snapshots.add(self.state.global_step, score, self.model)
+            if self.snapshots.add(self.state.global_step, score, self.model):
+                self._alignment = metrics["eval_clid_alignment"]
         return metrics
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -485,8 +490,12 @@ class CLIDMUTrainer(Trainer):
         output = super().evaluation_loop(*args, **kwargs)
         if self.judge is not None and kwargs.get("metric_key_prefix") == "eval":
             metrics: Any = output.metrics
-            metrics["eval_clid"] = self.judge.clid(self._bare(self.model), self.args.device)
+            metrics.update(self._judged())
         return output
+
+    def _judged(self) -> dict[str, float]:
+        reading = self.judge.read(self._bare(self.model), self.args.device)
+        return {"eval_clid": reading.clid, "eval_clid_alignment": reading.alignment}
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """As in Trainer. With `snapshot_mode="ensemble"` the predictions are log mean probabilities of the best k."""
@@ -512,16 +521,13 @@ class CLIDMUTrainer(Trainer):
         """
         if self.snapshots is None or not self.snapshots.kept:
             raise ValueError("there are no snapshots to predict with: train with an eval_strategy other than 'no'")
-        probability_NC: np.ndarray | float = 0.0
-        members = self.snapshots.kept
+        members: list[np.ndarray] = []
         with self._restored():
-            for member in members:
+            for member in self.snapshots.kept:
                 load_changing_state(self.model, self.snapshots.weights(member))
                 output = self._predict_single(test_dataset, ignore_keys, metric_key_prefix)
-                logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-                shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-                probability_NC = probability_NC + shifted / shifted.sum(axis=1, keepdims=True) / len(members)
-        log_probability_NC = np.log(np.clip(probability_NC, np.finfo(np.float32).tiny, None)).astype(np.float32)
+                members.append(output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions)
+        log_probability_NC = mean_log_probability(members)
         metrics = {key: value for key, value in output.metrics.items() if not key.endswith("_loss")}
         if self.compute_metrics is not None and output.label_ids is not None:
             scores = self.compute_metrics(EvalPrediction(log_probability_NC, output.label_ids))
@@ -538,17 +544,12 @@ class CLIDMUTrainer(Trainer):
 
     # ---- logging and state ---------------------------------------------------------------------------------------
 
-    def _meter(self, name: str, value: Tensor) -> None:
-        total, count = self._meters.get(name, (0.0, 0))
-        self._meters[name] = [total + value.detach(), count + 1]  # stays on the device until the next log
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in Trainer, with means since the last log: `meta_loss` (`clid`), and the weights' mean and spread."""
-        if "loss" in logs and self._meters:
-            logs.update({name: float(total) / count for name, (total, count) in self._meters.items()})
+        if "loss" in logs:
+            logs.update(self._meters.take())
             if "meta_loss" in logs and self.config.objective == "clid":
                 logs["clid"] = logs["meta_loss"]
-            self._meters.clear()
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

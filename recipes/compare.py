@@ -1,7 +1,7 @@
 """Methods x corpora x seeds from one YAML file; a finished cell is never run again.
 
     python recipes/compare.py recipes/benchmarks/text.yaml --output recipes/benchmarks/text.json
-    python recipes/compare.py recipes/benchmarks/text.yaml --output recipes/benchmarks/text.json --jobs 2 --figures plots
+    python recipes/compare.py recipes/benchmarks/text.yaml --output text.json --jobs 2 --figures plots
 
 The YAML holds `corpora`, `methods` (name -> arguments of recipes/train.py) and `seeds`. A cell is one run of
 recipes/train.py in a process of its own; its results are kept in the output file as they come. `skip` lists

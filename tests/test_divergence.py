@@ -3,13 +3,21 @@
 Shape suffixes: N samples, B samples of a batch, C classes, D features.
 """
 
+import itertools
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from hf_clidmu.divergence import certain, clid, clid_in_chunks, feature_graph, prediction_graph
+from hf_clidmu.divergence import (
+    certain,
+    clid,
+    clid_in_chunks,
+    feature_graph,
+    prediction_graph,
+    shuffled_clid,
+)
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
@@ -298,3 +306,12 @@ def test_certain_keeps_the_classes_and_nothing_of_the_probabilities():
     assert probability_NC[:2].tolist() == [[0, 1, 0], [1, 0, 0]]
     assert probability_NC[2].isnan().all()
     assert not certain(logits_NC.half())[:2].isnan().any()
+
+
+@pytest.mark.parametrize("certainty", [1.0, 50.0])
+def test_clid_of_shuffled_predictions_is_the_mean_over_all_orders(certainty):
+    features_ND, logits_NC = random_batch(samples=5)
+    logits_NC = certainty * logits_NC
+    orders = [list(order) for order in itertools.permutations(range(5))]
+    expected = torch.stack([clid(features_ND, logits_NC[order], 0.2) for order in orders]).mean()
+    torch.testing.assert_close(shuffled_clid(features_ND, logits_NC, 0.2), expected, rtol=1e-10, atol=0)

@@ -135,3 +135,28 @@ def test_a_better_match_of_predictions_and_features_has_a_lower_clid():
     aligned = judge.clid(model, CPU)
     judge.features_ND = probability_NC[order]
     assert aligned < judge.clid(model, CPU)
+
+
+def test_alignment_tells_predictions_that_follow_the_features_from_others():
+    generator = torch.Generator().manual_seed(0)
+    centres_CD = torch.randn(5, 8, generator=generator)
+    rows = list(range(60))
+    model = tiny_classifier("bert")
+    dataset = Samples("bert", size=60)
+    judge = Judge(ClassifierTap(model), IndexedDataset(dataset), rows, SampleCollator(default_data_collator), 20, 0.1)
+    judge.chunk_size = 20
+    with torch.no_grad():
+        judge.tap.head.weight.mul_(50)  # predictions that differ
+    predicted_N = seen_by(model, judge.tap, dataset, rows)[1].argmax(1)
+    assert predicted_N.bincount().max() < 50
+    judge.features_ND = centres_CD[predicted_N] + 0.1 * torch.randn(60, 8, generator=generator)
+    aligned = judge.read(model, CPU)
+    judge.features_ND = judge.features_ND[torch.randperm(60, generator=generator)]
+    strangers = judge.read(model, CPU)
+    assert aligned.alignment > 10 and abs(strangers.alignment) < 3
+    assert aligned.clid < strangers.clid
+    with torch.no_grad():
+        judge.tap.head.weight.zero_()
+    assert judge.read(model, CPU).alignment == pytest.approx(0, abs=1e-3)  # one class for all
+    judge.chunk_size = 60
+    assert torch.tensor(judge.read(model, CPU).alignment).isnan()

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,6 +14,7 @@ from hf_clidmu.snapshots import (
     Snapshots,
     changing_state,
     load_changing_state,
+    mean_log_probability,
     mean_state,
     selection_score,
 )
@@ -297,3 +299,9 @@ def test_the_metric_that_was_named_ranks(metric, greater, expected):
 def test_a_metric_that_is_not_there_is_an_error():
     with pytest.raises(ValueError, match="'f1' is not among the metrics of an evaluation: eval_clid"):
         selection_score({"eval_clid": 4.2}, "f1", True)
+
+
+def test_an_ensemble_is_the_mean_of_probabilities_not_of_logits():
+    members = [np.array([[0.0, np.log(3.0)]]), np.array([[1000.0, 0.0]])]
+    found_NC = np.exp(mean_log_probability(members))
+    np.testing.assert_allclose(found_NC, [[(0.25 + 1) / 2, 0.75 / 2]], rtol=1e-6)

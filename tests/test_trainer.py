@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 
 from hf_clidmu.batches import INDEX_COLUMN
 from hf_clidmu.config import CLIDMUConfig
+from hf_clidmu.judge import Reading
 from hf_clidmu.trainer import LEDGER_NAME, CLIDMUTrainer
 from hf_clidmu.weighting import Weighting, available_weightings
 
@@ -524,3 +526,22 @@ def test_the_metric_that_was_named_selects(tmp_path):
     run.train()
     assert [snapshot.step for snapshot in run.snapshots.ranked()] == [2, 1, 3]
     assert run.snapshots.best.score == -0.9
+
+
+# ---- a judge that knows nothing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("informative", [True, False])
+def test_a_selection_that_chance_could_have_made_is_said(informative, tmp_path, caplog, monkeypatch):
+    class Told:
+        def __init__(self, *args, **kwargs):
+            self.features_ND = None
+
+        def read(self, model, device):
+            return Reading(4.0, 12.0 if informative else 1.2)
+
+    monkeypatch.setattr("hf_clidmu.trainer.Judge", Told)
+    with caplog.at_level(logging.WARNING):
+        run = train("bert", tmp_path, max_steps=3, eval_steps=1)
+    assert ("not to be trusted" in caplog.text) == (not informative)
+    assert [entry["eval_clid_alignment"] for entry in run.state.log_history if "eval_clid" in entry]
