@@ -115,8 +115,8 @@ def feature_dependent_noise(
     replacement, with probabilities proportional to their doubt, and each gets one of the other classes, drawn from the
     probabilities of these. Ambiguous samples thus get plausible wrong labels, as from a hurried annotator; works for
     embeddings of texts as for images. In the spirit of Algan and Ulusoy, "Label Noise Types and Their Effects on Deep
-    Learning" (arXiv:2003.10471), whose model is a distilled network. The rows of the share are judged by a second model,
-    fitted on another share: no model is asked about rows that it has seen.
+    Learning" (arXiv:2003.10471), whose model is a distilled network. The rows of the share are judged by a second
+    model, fitted on another share: no model is asked about rows that it has seen.
 
     An iterative solver fits the models, so that other versions of scikit-learn or BLAS may change a few labels: keep
     the labels themselves where they must stay the same.
