@@ -85,6 +85,10 @@ class RunArguments:
         },
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use at most so many training samples."})
+    lora_rank: int | None = field(
+        default=None,
+        metadata={"help": "Train low-rank adapters of this rank on all linear layers (needs peft); saved merged."},
+    )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Let code of a model repository run."})
     clean_meta: bool = field(

@@ -58,13 +58,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             print("Dry run: one step done, nothing saved.")
         return {}
 
+    table_rows = final.results()  # before saving: adapters are merged there, snapshots are of the model with them
+    if run.lora_rank:
+        trainer.model = trainer.model.merge_and_unload()  # a plain model, which anybody can load without peft
     trainer.save_model()
     results = {
         "dataset": corpus.source,
         "num_train_samples": len(corpus.train),
         "noise": None if corpus.noise is None else corpus.noise.to_dict(),
         "model": run.model,
-        "results": final.results(),
+        "results": table_rows,
         "suspects_auroc": suspects_auroc(trainer, corpus),
         "evaluations": [{**scores, **recording.at(scores["step"])} for scores in final.evaluations],
         "train_seconds": round(seconds, 1),
@@ -124,6 +127,8 @@ def build(run: RunArguments, config: CLIDMUConfig) -> tuple[Corpus, CLIDMUTraine
         revision=run.revision,
         trust_remote_code=run.trust_remote_code,
     )
+    if run.lora_rank:
+        model = with_adapters(model, run.lora_rank)
     data = prepare_corpus(
         corpus,
         processor,
@@ -143,6 +148,18 @@ def build(run: RunArguments, config: CLIDMUConfig) -> tuple[Corpus, CLIDMUTraine
         compute_metrics=classification_metrics,
     )
     return corpus, trainer, data.test
+
+
+def with_adapters(model: Any, rank: int) -> Any:
+    """The model with low-rank adapters on every linear layer but the last, which trains whole; all else is frozen."""
+    try:
+        from peft import LoraConfig, TaskType, get_peft_model
+    except ImportError:
+        sys.exit("error: lora_rank needs peft: pip install 'hf_clidmu[lora]'")
+    adapters = LoraConfig(
+        task_type=TaskType.SEQ_CLS, r=rank, lora_alpha=2 * rank, lora_dropout=0.1, target_modules="all-linear"
+    )
+    return get_peft_model(model, adapters)
 
 
 def with_noisy_validation(corpus: Corpus, share: float, seed: int) -> Corpus:

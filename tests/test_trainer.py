@@ -545,3 +545,26 @@ def test_a_selection_that_chance_could_have_made_is_said(informative, tmp_path, 
         run = train("bert", tmp_path, max_steps=3, eval_steps=1)
     assert ("not to be trusted" in caplog.text) == (not informative)
     assert [entry["eval_clid_alignment"] for entry in run.state.log_history if "eval_clid" in entry]
+
+
+# ---- adapters --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", ["head", "all"])
+def test_adapters_train_and_merge_into_a_plain_model(scope, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(
+        tiny_classifier("bert"), peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
+    )
+    run = train("bert", tmp_path, model=model, scope=scope, meta_warmup_steps=0)
+    scoped = list(run.lookahead.parameters(model).values())
+    names = [name for name, parameter in model.named_parameters() if any(parameter is other for other in scoped)]
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert names == ([name for name in trained if "classifier" in name] if scope == "head" else trained)
+    assert "lora_A" in trained[0]
+    assert {"meta_loss", "clid"} <= set(run.state.log_history[0])
+    inputs, _ = tiny_batch("bert")
+    with torch.no_grad():
+        expected_BC = run.model.eval()(**inputs).logits
+        merged = run.model.merge_and_unload()
+        torch.testing.assert_close(merged.eval()(**inputs).logits, expected_BC, rtol=1e-4, atol=1e-5)
