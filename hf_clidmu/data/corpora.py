@@ -180,8 +180,8 @@ def load_corpus(
         image_column: Column of the images (`datasets.Image`, file paths, pixel arrays). Default: the only image
             column.
         text_column: Column of the texts. Default: `text`, `sentence`, ...; else the only text column that is left.
-        label_names: Class names in index order, for a source that has bare numbers, or class names in another order.
-            Default: as said above.
+        label_names: Class names in index order, for a source that has bare numbers, or class names in another order;
+            a `ClassLabel` keeps its own. Default: as said above.
         missing_labels: What to do with training rows without a label: `"error"` (default) names them, `"drop"` leaves
             them out.
         noise: Kind of label noise to inject into the training split, a name of `NOISE_KINDS`. It starts from the clean
@@ -241,16 +241,10 @@ def load_corpus(
     columns = _find_columns(
         splits, preset, label_column, clean_label_column, image_column, text_column, clean_wanted=noise is not None
     )
-    names = label_names or (None if preset is None else preset.label_names)
-    given, clean = _read_labels(splits, columns, names)
-    _refuse_missing(given["train"], missing_labels)
-    train = merge_labels(given["train"])
-    if label_names is None and names is not None and not _all_fit(names, train, clean["train"]):
-        names = None  # the classes of the preset go by other names here
-    space = label_space(train, clean["train"], names)
+    space, classes = _read_classes(splits, columns, preset, label_names, missing_labels)
     tables = {}
     for role, split in splits.items():
-        table = _encode(split, role, given[role], clean[role], space, noise_seed, optional=wanted[role] is None)
+        table = _encode(split, role, *classes[role], space, noise_seed, optional=wanted[role] is None)
         if table is not None:
             table.data = input_table(split, role, columns.modality, columns.inputs, loaded.base_dir)
             tables[role] = table
@@ -370,21 +364,28 @@ def _find_columns(
     return _Columns(modality, inputs, labels, clean)
 
 
-def _read_labels(
-    splits: dict[str, Dataset], columns: _Columns, names: Sequence[str] | None
-) -> tuple[dict[str, list[RawLabels]], dict[str, RawLabels | None]]:
-    """Read the given labels, by annotator, and the clean ones of every split."""
-    given = {
-        role: [read_labels(split, column, role, names) for column in columns.labels if column in split.column_names]
-        for role, split in splits.items()
-    }
-    clean = {
-        role: None
-        if columns.clean is None or columns.clean not in split.column_names
-        else read_labels(split, columns.clean, role, names)
-        for role, split in splits.items()
-    }
-    return given, clean
+def _read_classes(
+    splits: dict[str, Dataset],
+    columns: _Columns,
+    preset: Preset | None,
+    label_names: Sequence[str] | None,
+    missing_labels: str,
+) -> tuple[LabelSpace, dict[str, tuple[list[RawLabels], RawLabels | None]]]:
+    """Find the classes; read the given labels, by annotator, and the clean ones of every split."""
+    names = label_names or (None if preset is None else preset.label_names)
+    labels = {}
+    for role, split in splits.items():
+        present = [column for column in columns.labels if column in split.column_names]
+        clean = None
+        if columns.clean is not None and columns.clean in split.column_names:
+            clean = read_labels(split, columns.clean, role, names)
+        labels[role] = [read_labels(split, column, role, names) for column in present], clean
+    given, clean = labels["train"]
+    _refuse_missing(given, missing_labels)
+    merged = merge_labels(given)
+    if label_names is None and names is not None and not _all_fit(names, merged, clean):
+        names = None  # the classes of the preset go by other names here
+    return label_space(merged, clean, names), labels
 
 
 def _all_fit(names: Sequence[str], *labels: RawLabels | None) -> bool:
@@ -401,7 +402,7 @@ def _refuse_missing(given: list[RawLabels], missing_labels: str) -> None:
         warnings.warn(
             f"{len(rows)} of {total} training rows have no label in {quote([labels.column for labels in given])} and "
             "are left out.",
-            stacklevel=3,
+            stacklevel=4,
         )
         return
     if len(given) == 1:
