@@ -117,6 +117,7 @@ class CLIDMUTrainer(Trainer):
         self._judge_table: FeatureTable | None = None
         self._encoded: dict[int, tuple[Any, FrozenEncoding]] = {}
         self._meters = Meters()
+        self._frozen_modules: list[nn.Module] = []
         self._meta_steps = 0
         self._prepared = False
         if self.config is None:
@@ -149,7 +150,8 @@ class CLIDMUTrainer(Trainer):
         """One forward of the batch, a look-ahead judged on the meta batch, one backward of the weighted loss."""
         if not self.reweights:
             return super().training_step(model, inputs, num_items_in_batch)
-        model.train()
+        if not model.training:  # a walk over all modules
+            model.train()
         inputs, labels_B, index_B = self._split(inputs)
 
         output = self.tap.forward(model, inputs, remember_random_state=self.lookahead.repeats_forward)
@@ -182,7 +184,7 @@ class CLIDMUTrainer(Trainer):
         self._index_B = inputs.get(INDEX_COLUMN)  # for compute_loss, which gets what the model gets
         inputs = super()._prepare_inputs({key: value for key, value in inputs.items() if key != INDEX_COLUMN})
         if self.model.training:
-            for module in frozen_modules(self.model) if self.config is not None and self.config.freeze else ():
+            for module in self._frozen_modules:
                 module.eval()
         return inputs
 
@@ -290,9 +292,8 @@ class CLIDMUTrainer(Trainer):
         """As in Trainer; the frozen part of the model runs over a dataset once."""
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
-        return super().get_eval_dataloader(
-            self._from_cache(self.eval_dataset if eval_dataset is None else eval_dataset)
-        )
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        return super().get_eval_dataloader(self._from_cache(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As in Trainer; the frozen part of the model runs over a dataset once."""
@@ -302,8 +303,9 @@ class CLIDMUTrainer(Trainer):
         """Everything that is computed once, before the first step, from the model as it then is."""
         self._prepared = True
         self.tap = ClassifierTap(self.model, self.config.classifier_module)  # model_init may have made a new one
-        dataset = self.train_dataset
+        self._frozen_modules = frozen_modules(self.model) if self.config.freeze else []
         self._encoded.clear()
+        dataset = self.train_dataset
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             self._run_dataset = dataset
             return
