@@ -26,6 +26,7 @@ _COLUMNS = (
     ("oracle best", ("results", "oracle_best", "test_accuracy"), 100, 1),
     ("selected, macro F1", ("results", "selected", "test_macro_f1"), 100, 1),
     ("wrong labels found, AUROC", ("suspects_auroc",), 1, 3),
+    ("CLID and accuracy, Spearman", ("clid_spearman",), 1, 2),
     ("seconds", ("train_seconds",), 1, 0),
     ("peak MiB", ("peak_memory_mib",), 1, 0),
 )
@@ -91,10 +92,24 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _value(cell: dict[str, Any], path: tuple[str, ...]) -> float | None:
+    if path == ("clid_spearman",):
+        return _spearman(cell.get("evaluations", []))
     value: Any = cell
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
     return value
+
+
+def _spearman(evaluations: list[dict[str, float]]) -> float | None:
+    """Rank correlation of low CLID and high test accuracy over the evaluations of a run: 1 is a perfect judge."""
+    pairs = [
+        (-entry["clid"], entry["test_accuracy"]) for entry in evaluations if entry.get("test_accuracy") is not None
+    ]
+    if len(pairs) < 3 or len({a for a, _ in pairs}) == 1 or len({b for _, b in pairs}) == 1:
+        return None
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
 
 
 def _mean(runs: list[dict[str, Any]], path: tuple[str, ...]) -> float:

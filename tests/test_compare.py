@@ -46,6 +46,14 @@ def test_the_table_shows_mean_and_deviation_over_seeds():
     assert len(lines) == 5
 
 
+def test_the_rank_correlation_of_clid_and_accuracy():
+    rows = [{"clid": clid, "test_accuracy": score} for clid, score in ((4.0, 0.1), (3.0, 0.3), (2.0, 0.2), (1.0, 0.9))]
+    text = results_table.table([{**CELLS[0], "evaluations": rows}, {**CELLS[1], "evaluations": rows[::-1]}])
+    assert "CLID and accuracy, Spearman" in text and "| 0.80 ± 0.00 |" in text
+    untracked = results_table.table([{**CELLS[0], "evaluations": [{"clid": 1.0}] * 5}])
+    assert "Spearman" not in untracked
+
+
 def test_a_page_is_rendered_from_the_files_it_names(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"cells": CELLS[:1]}))
     page = "Before\n<!-- results: a.json -->\nold\n<!-- /results -->\nafter\n"
