@@ -246,3 +246,31 @@ class CLIDMUConfig(TrainingArguments):
 def _one_of(name: str, value: str, known: object) -> None:
     if value not in known:  # type: ignore[operator]
         raise ValueError(f"unknown {name} '{value}'; known: {', '.join(known)}")  # type: ignore[arg-type]
+
+
+def refuse_unsupported(config: CLIDMUConfig, *, engine: str | None, reweights: bool, streams: bool) -> None:
+    """Refuse launches and data that a run of these settings cannot have.
+
+    Args:
+        config: the settings.
+        engine: what shards the model: FSDP, DeepSpeed or None.
+        reweights: whether there is a weighting.
+        streams: whether the training data is a stream.
+
+    Raises:
+        ValueError: with what to do instead.
+    """
+    if config.n_gpu > 1:
+        raise ValueError(
+            f"{config.n_gpu} GPUs without a launcher would run nn.DataParallel, which is not supported: start the "
+            "script with 'accelerate launch' or 'torchrun', or make one GPU visible (CUDA_VISIBLE_DEVICES=0)"
+        )
+    if not reweights:
+        return
+    if engine is not None:
+        raise ValueError(f"{engine} is not supported yet: use DDP (accelerate launch --multi_gpu), or weighting='none'")
+    if streams and config.meta_source == "subset":
+        raise ValueError(
+            "a streaming training dataset has no rows to draw meta batches from: use meta_source='batch' or "
+            "meta_source='dataset'"
+        )

@@ -29,7 +29,7 @@ from hf_clidmu.batches import (
     random_rows,
 )
 from hf_clidmu.classifier import ClassifierTap, forked_random_state, model_logits
-from hf_clidmu.config import CLIDMUConfig
+from hf_clidmu.config import CLIDMUConfig, refuse_unsupported
 from hf_clidmu.judge import Judge, warn_of_chance
 from hf_clidmu.ledger import Ledger
 from hf_clidmu.lookahead import PERTURBATION_RADIUS, LookAhead, MetaBatch
@@ -123,7 +123,12 @@ class CLIDMUTrainer(Trainer):
         if self.config is None:
             return
 
-        self._refuse_unsupported(train_dataset)
+        refuse_unsupported(
+            self.config,
+            engine="FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else None,
+            reweights=self.reweights,
+            streams=_is_stream(train_dataset),
+        )
         try:
             self.tap = ClassifierTap(self.model, self.config.classifier_module)
         except ValueError:
@@ -306,16 +311,17 @@ class CLIDMUTrainer(Trainer):
         self._frozen_modules = frozen_modules(self.model) if self.config.freeze else []
         self._encoded.clear()
         dataset = self.train_dataset
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-            self._run_dataset = dataset
-            return
-        if len(dataset) == 0:
-            raise ValueError("the training dataset is empty")
-        dataset = IndexedDataset(dataset)
-        self._find_backbone(dataset)
-        self._run_dataset = self._from_cache(dataset)
-        self.ledger = Ledger(len(dataset), self.args.device) if self.config.keep_ledger else None
-        self._prepare_judge(dataset)
+        if streams := _is_stream(dataset):
+            self._run_dataset, self.ledger = dataset, None
+        else:
+            if len(dataset) == 0:
+                raise ValueError("the training dataset is empty")
+            dataset = IndexedDataset(dataset)
+            self._find_backbone(dataset)
+            self._run_dataset = self._from_cache(dataset)
+            self.ledger = Ledger(len(dataset), self.args.device) if self.config.keep_ledger else None
+        if not streams or self.config.judge_source == "eval":
+            self._prepare_judge(dataset)
         if self.reweights:
             self._prepare_meta_batches(dataset)
 
@@ -412,7 +418,7 @@ class CLIDMUTrainer(Trainer):
             if self.weighting is None:
                 self.weighting = get_weighting(config.weighting, tap.num_labels, tap.feature_size, config.kl_weight)
         self.weighting.to(self.args.device, tap.weight_CD.dtype if tap.weight_CD.dtype == torch.float64 else None)
-        self.weighting.bind(len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None)
+        self.weighting.bind(None if _is_stream(self.train_dataset) else len(self.train_dataset))
         self.weighting.configure_optimizer(config.meta_optim, config.meta_learning_rate, config.meta_weight_decay)
         half = torch.float16 if self.args.fp16 else torch.bfloat16 if self.args.bf16 else None
         self.lookahead = LookAhead(
@@ -441,25 +447,6 @@ class CLIDMUTrainer(Trainer):
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
             self._signature_columns: Any = [*(self._signature_columns or []), INDEX_COLUMN, FEATURES_COLUMN]
-
-    def _refuse_unsupported(self, train_dataset: Any) -> None:
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"{self.args.n_gpu} GPUs without a launcher would run nn.DataParallel, which is not supported: start "
-                "the script with 'accelerate launch' or 'torchrun', or make one GPU visible (CUDA_VISIBLE_DEVICES=0)"
-            )
-        if not self.reweights:
-            return
-        engine = "FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else None
-        if engine is not None:
-            raise ValueError(
-                f"{engine} is not supported yet: use DDP (accelerate launch --multi_gpu), or weighting='none'"
-            )
-        if isinstance(train_dataset, IterableDataset) and self.config.meta_source == "subset":
-            raise ValueError(
-                "a streaming training dataset has no rows to draw meta batches from: use meta_source='batch' or "
-                "meta_source='dataset'"
-            )
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
@@ -597,3 +584,7 @@ class CLIDMUTrainer(Trainer):
             "ledger": {} if self.ledger is None else self.ledger.state_dict(),
             "judge_features": {name: value for name, value in features.items() if value is not None},
         }
+
+
+def _is_stream(dataset: Any) -> bool:
+    return dataset is not None and (isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"))

@@ -51,6 +51,9 @@ class RunArguments:
     missing_labels: str = field(
         default="error", metadata={"help": "What to do with training rows without a label: error or drop."}
     )
+    class_names: str | None = field(
+        default=None, metadata={"help": "Class names in index order, with commas; for columns of bare numbers."}
+    )
     clean_label_column: str | None = field(
         default=None, metadata={"help": "Column of true labels, for reporting only."}
     )
@@ -83,6 +86,10 @@ class RunArguments:
             "help": "Share of the training data, with its given labels, to evaluate on instead of a validation split; "
             "with --metric_for_best_model accuracy --greater_is_better true the best state there is selected."
         },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the training split as it comes; needs max_steps, and judges on the evaluation set."},
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use at most so many training samples."})
     lora_rank: int | None = field(

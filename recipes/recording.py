@@ -9,6 +9,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_clidmu.data import Corpus
+from hf_clidmu.data.streams import is_stream
 from hf_clidmu.trainer import CLIDMUTrainer
 
 
@@ -21,7 +22,7 @@ class Recording(TrainerCallback):
     def __init__(self, trainer: CLIDMUTrainer, corpus: Corpus):
         self.trainer = trainer
         self.wrong: np.ndarray | None = None
-        if "clean_label" in corpus.train.column_names:
+        if "clean_label" in (corpus.train.column_names or ()) and not is_stream(corpus.train):
             given, clean = (np.asarray(corpus.train[name]) for name in ("label", "clean_label"))
             self.known, self.wrong = clean >= 0, given != clean
         self._rows: dict[int, dict[str, float]] = {}

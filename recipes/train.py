@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from hf_clidmu.backbones import load_classifier
 from hf_clidmu.classifier import forked_random_state
 from hf_clidmu.config import CLIDMUConfig
-from hf_clidmu.data import Corpus, load_corpus, prepare_corpus
+from hf_clidmu.data import Corpus, load_corpus, prepare_corpus, stream_corpus
 from hf_clidmu.metrics import classification_metrics
 from hf_clidmu.trainer import CLIDMUTrainer
 
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     trainer.save_model()
     results = {
         "dataset": corpus.source,
-        "num_train_samples": len(corpus.train),
+        "num_train_samples": None if run.streaming else len(corpus.train),
         "noise": None if corpus.noise is None else corpus.noise.to_dict(),
         "model": run.model,
         "results": table_rows,
@@ -99,22 +99,7 @@ def settle(run: RunArguments, config: CLIDMUConfig) -> None:
 
 def build(run: RunArguments, config: CLIDMUConfig) -> tuple[Corpus, CLIDMUTrainer, Any]:
     """The corpus, the trainer over it, and the test samples."""
-    corpus = load_corpus(
-        expanded("dataset", run.dataset),
-        config_name=run.dataset_config,
-        label_column=run.label_column,
-        missing_labels=run.missing_labels,
-        clean_label_column=run.clean_label_column,
-        image_column=run.image_column,
-        text_column=run.text_column,
-        noise=run.noise,
-        noise_rate=run.noise_rate,
-        noise_seed=run.noise_seed,
-        noise_map=class_map(run.noise_map),
-        test_size=run.test_size,
-        max_train_samples=run.max_train_samples,
-        seed=config.seed,
-    )
+    corpus = load(run, config)
     if run.noisy_validation:
         corpus = with_noisy_validation(corpus, run.noisy_validation, config.seed)
     if run.clean_meta and config.meta_size is None:
@@ -180,6 +165,38 @@ def class_map(value: Any) -> Any:
         sys.exit(f"error: noise_map: {value} is no JSON: {error}")
 
 
+def load(run: RunArguments, config: CLIDMUConfig) -> Corpus:
+    """The corpus, its training split as a stream where that is asked for."""
+    columns = {
+        "config_name": run.dataset_config,
+        "label_column": run.label_column,
+        "clean_label_column": run.clean_label_column,
+        "image_column": run.image_column,
+        "text_column": run.text_column,
+        "label_names": None if run.class_names is None else [name.strip() for name in run.class_names.split(",")],
+        "seed": config.seed,
+    }
+    if not run.streaming:
+        return load_corpus(
+            expanded("dataset", run.dataset),
+            **columns,
+            missing_labels=run.missing_labels,
+            noise=run.noise,
+            noise_rate=run.noise_rate,
+            noise_seed=run.noise_seed,
+            noise_map=class_map(run.noise_map),
+            test_size=run.test_size,
+            max_train_samples=run.max_train_samples,
+        )
+    whole = ("noise", "test_size", "max_train_samples", "noisy_validation", "clean_meta")
+    asked = [name for name in whole if getattr(run, name)]
+    if asked:
+        sys.exit(f"error: {', '.join(asked)} need all rows of the training data: leave streaming out")
+    config.meta_source = "batch" if config.meta_source == "subset" else config.meta_source
+    config.judge_source = "eval"
+    return stream_corpus(expanded("dataset", run.dataset), **columns)
+
+
 def expanded(name: str, value: str) -> str:
     """The value with its environment variables filled in."""
     result = os.path.expandvars(os.path.expanduser(value))
@@ -233,7 +250,7 @@ def _scores(metrics: dict[str, float]) -> dict[str, float]:
 
 def suspects_auroc(trainer: CLIDMUTrainer, corpus: Corpus) -> float | None:
     """How well the ledger ranks the labels that really are wrong; known only where clean labels are."""
-    if trainer.ledger is None or "clean_label" not in corpus.train.column_names:
+    if trainer.ledger is None or "clean_label" not in (corpus.train.column_names or ()):
         return None
     from sklearn.metrics import roc_auc_score
 
@@ -255,7 +272,7 @@ def plan(corpus: Corpus, trainer: CLIDMUTrainer, run: RunArguments, config: CLID
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     everything = sum(p.numel() for p in trainer.model.parameters())
     sizes = ", ".join(
-        f"{len(split):,} {name}"
+        f"{'streamed' if run.streaming and name == 'train' else format(len(split), ',')} {name}"
         for name, split in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test))
         if split is not None
     )

@@ -2,6 +2,8 @@
 
 import json
 
+import datasets
+import numpy as np
 import pyarrow.parquet
 import pytest
 import yaml
@@ -185,7 +187,8 @@ def words(output_dir, **changes):
         "report_to": "none",
         **changes,
     }
-    return [word for name, value in values.items() for word in (f"--{name}", str(value).replace("True", "true"))]
+    given = {name: value for name, value in values.items() if value is not None}
+    return [word for name, value in given.items() for word in (f"--{name}", str(value).replace("True", "true"))]
 
 
 @pytest.fixture(scope="module")
@@ -302,3 +305,27 @@ def test_environment_variables_and_home_are_expanded(monkeypatch):
     expanded = recipe("train").expanded
     assert expanded("dataset", "${HF_CLIDMU_DATA}/x") == "/somewhere/x"
     assert expanded("dataset", "~/x") == "/home/nobody/x"
+
+
+def test_a_stream_trains_from_the_command_line(train, tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    images = [Image.fromarray(generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)) for _ in range(24)]
+    names = datasets.ClassLabel(names=["x", "y"])
+    features = datasets.Features({"image": datasets.Image(), "label": names, "clean_label": names})
+    rows = {"image": images, "label": [0, 1] * 12, "clean_label": [0, 1] * 12}
+    for split in ("train", "validation", "test"):
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    given = {
+        "dataset": tmp_path / "data",
+        "streaming": "true",
+        "noise": None,
+        "noise_rate": None,
+        "max_train_samples": None,
+    }
+    train(words(tmp_path / "out", **given))
+    assert "streamed train" in capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["num_train_samples"] is None and results["suspects_auroc"] is None
+    assert set(results["results"]) >= {"last", "selected", "oracle_best"}
+    with pytest.raises(SystemExit, match="noise need all rows"):
+        train(words(tmp_path / "other", **{**given, "noise": "symmetric", "noise_rate": 0.2}))

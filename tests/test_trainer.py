@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tiny_models import NUM_LABELS, TEXT, VISION, tiny_batch, tiny_classifier
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from hf_clidmu.batches import INDEX_COLUMN
@@ -54,10 +54,11 @@ def train(name, tmp_path, trainer=CLIDMUTrainer, **changes):
     config = changes.pop("config", CLIDMUConfig)
     extra = {key: changes.pop(key) for key in ("eval_dataset", "meta_dataset", "callbacks") if key in changes}
     model = changes.pop("model", None) or tiny_classifier(name)
+    train_dataset = changes.pop("train_dataset", None) or Samples(name)
     run = trainer(
         model=model,
         args=settings(tmp_path, config, **changes),
-        train_dataset=changes.get("train_dataset") or Samples(name),
+        train_dataset=train_dataset,
         data_collator=default_data_collator,
         **extra,
     )
@@ -490,12 +491,37 @@ def test_a_weighting_needs_a_config(tmp_path):
         CLIDMUTrainer(tiny_classifier("bert"), args, train_dataset=Samples("bert"), weighting=UniformWeighting())
 
 
-@pytest.mark.parametrize("engine", ["is_fsdp_enabled", "is_deepspeed_enabled"])
-def test_sharded_engines_are_refused_until_they_are_supported(engine, tmp_path, monkeypatch):
-    run = CLIDMUTrainer(tiny_classifier("bert"), settings(tmp_path), default_data_collator, Samples("bert"))
-    monkeypatch.setattr(run, engine, True)
-    with pytest.raises(ValueError, match="not supported yet"):
-        run._refuse_unsupported(run.train_dataset)
+# ---- streams ---------------------------------------------------------------------------------------------------------
+
+
+class Stream(IterableDataset):
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __iter__(self):
+        return iter(self.samples)
+
+
+@pytest.mark.parametrize("meta_source", ["batch", "dataset"])
+def test_a_stream_trains_and_the_evaluation_set_judges(meta_source, tmp_path):
+    samples = Samples("bert")
+    run = train(
+        "bert",
+        tmp_path,
+        train_dataset=Stream([samples[row] for row in range(40)]),
+        eval_dataset=Samples("bert", seed=1),
+        meta_dataset=Samples("bert", seed=2, labels=False) if meta_source == "dataset" else None,
+        meta_source=meta_source,
+        judge_source="eval",
+        eval_steps=3,
+    )
+    assert run.ledger is None and run._meta_steps == 6
+    assert [snapshot.step for snapshot in run.snapshots.history] == [3, 6]
+
+
+def test_a_stream_has_no_rows_to_draw_from(tmp_path):
+    with pytest.raises(ValueError, match="no rows to draw meta batches from"):
+        CLIDMUTrainer(tiny_classifier("bert"), settings(tmp_path), default_data_collator, Stream([]))
 
 
 # ---- baselines -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from .images import ImageSet, collate_images, image_transforms
 from .inputs import PreparedCorpus, prepare_corpus
 from .noise import NOISE_KINDS, NoiseRecord, inject_noise, measure_noise, symmetric_noise
 from .presets import PRESETS, Preset, get_preset
+from .streams import stream_corpus
 from .text import ensure_pad_token, text_collator, tokenize_corpus
 
 
@@ -28,6 +29,7 @@ __all__ = [
     "load_corpus",
     "measure_noise",
     "prepare_corpus",
+    "stream_corpus",
     "symmetric_noise",
     "text_collator",
     "tokenize_corpus",

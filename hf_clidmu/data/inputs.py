@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .corpora import Corpus
-from .images import Augment, ImageSet, collate_images, image_transforms
+from .images import Augment, ImageSet, as_pil_image, collate_images, image_transforms
+from .streams import is_stream, stream_inputs
 from .text import text_collator, tokenize_corpus
 
 
@@ -59,16 +61,23 @@ def prepare_corpus(
     splits = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
     labels = dict.fromkeys(splits, "label")
     if with_clean_train:
-        if "clean_label" not in corpus.train.column_names:
+        if is_stream(corpus.train) or "clean_label" not in corpus.train.column_names:
             raise ValueError(f"The training split of {corpus.name!r} has no clean labels (clean_label_column).")
         splits["clean_train"], labels["clean_train"] = corpus.train, "clean_label"
     prepared: dict[str, Any] = dict.fromkeys((*splits, "clean_train"))
     if corpus.modality == "text":
+        if is_stream(corpus.train):
+            tokenize = partial(processor, truncation=True, max_length=max_length)
+            prepared["train"] = stream_inputs(splits.pop("train"), "text", lambda text: dict(tokenize(text)))
         for name, split in splits.items():
             if split is not None:
                 prepared[name] = tokenize_corpus(split, processor, max_length, label_column=labels[name])
         return PreparedCorpus(**prepared, collator=text_collator(processor))
     train_transform, evaluation = image_transforms(processor, augment, hflip=hflip)
+    if is_stream(corpus.train):
+        prepared["train"] = stream_inputs(
+            splits.pop("train"), "image", lambda image: {"pixel_values": train_transform(as_pil_image(image))}
+        )
     for name, split in splits.items():
         if split is not None:
             transform = train_transform if name == "train" else evaluation

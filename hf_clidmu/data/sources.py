@@ -237,9 +237,20 @@ def _check_wrench_row(row: Any, key: str, file: Path) -> bool:
     return True
 
 
-def _read_files(paths: Sequence[Path]) -> Dataset:
-    import datasets
+def data_files(path: Path) -> dict[str, tuple[str, list[Path], dict[str, Any]]]:
+    """What reads a data file, or the files of each split in a folder: builder of `datasets`, files, its options.
 
+    Raises:
+        FileNotFoundError: The folder holds no train, validation or test files.
+        ValueError: A file is of no known kind.
+    """
+    files = {"train": [path]} if path.is_file() else _split_files(path) or _split_files(path / "data")
+    if not files:
+        raise FileNotFoundError(f"{str(path)!r} holds no train, validation or test files ({', '.join(_BUILDERS)}).")
+    return {split: _reader(paths) for split, paths in files.items()}
+
+
+def _reader(paths: Sequence[Path]) -> tuple[str, list[Path], dict[str, Any]]:
     if not paths:
         raise ValueError("A split was given as an empty list of files.")
     for path in paths:
@@ -256,15 +267,20 @@ def _read_files(paths: Sequence[Path]) -> Dataset:
     if _BUILDERS[suffix] == "csv":
         # pandas reads the words "None", "NA", "null", ... as missing: texts and classes of that name would vanish.
         options = {"keep_default_na": False, "na_values": [""], "sep": "\t" if suffix == ".tsv" else ","}
+    return _BUILDERS[suffix], list(paths), options
+
+
+def _read_files(paths: Sequence[Path]) -> Dataset:
+    import datasets
+
+    builder, paths, options = _reader(paths)
     # data_files are patterns: unescaped, a folder called "run*" would read its neighbours' files as well.
     files = [glob.escape(str(path)) for path in paths]
     try:
-        return datasets.load_dataset(_BUILDERS[suffix], data_files={"train": files}, split="train", **options)
+        return datasets.load_dataset(builder, data_files={"train": files}, split="train", **options)
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
         cause = "it has no rows." if "corresponds to no data" in str(error) else error.__cause__ or error
-        raise ValueError(
-            f"Cannot read {quote([str(path) for path in paths[:5]])} as {_BUILDERS[suffix]}: {cause}"
-        ) from error
+        raise ValueError(f"Cannot read {quote([str(path) for path in paths[:5]])} as {builder}: {cause}") from error
 
 
 def _image_folder(folder: Path) -> dict[str, Dataset]:
