@@ -96,6 +96,12 @@ class RunArguments:
         default=None,
         metadata={"help": "Train low-rank adapters of this rank on all linear layers (needs peft); saved merged."},
     )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Use the first so many rows of the validation split, at most."}
+    )
+    max_test_samples: int | None = field(
+        default=None, metadata={"help": "Use the first so many rows of the test split, at most."}
+    )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Let code of a model repository run."})
     clean_meta: bool = field(

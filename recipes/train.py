@@ -100,6 +100,11 @@ def settle(run: RunArguments, config: CLIDMUConfig) -> None:
 def build(run: RunArguments, config: CLIDMUConfig) -> tuple[Corpus, CLIDMUTrainer, Any]:
     """The corpus, the trainer over it, and the test samples."""
     corpus = load(run, config)
+    corpus = replace(
+        corpus,
+        validation=first_rows(corpus.validation, run.max_eval_samples),
+        test=first_rows(corpus.test, run.max_test_samples),
+    )
     if run.noisy_validation:
         corpus = with_noisy_validation(corpus, run.noisy_validation, config.seed)
     if run.clean_meta and config.meta_size is None:
@@ -133,6 +138,11 @@ def build(run: RunArguments, config: CLIDMUConfig) -> tuple[Corpus, CLIDMUTraine
         compute_metrics=classification_metrics,
     )
     return corpus, trainer, data.test
+
+
+def first_rows(split: Any, count: int | None) -> Any:
+    """The beginning of a split; all of it where there is no more, or no limit."""
+    return split if split is None or count is None or count >= len(split) else split.select(range(count))
 
 
 def with_adapters(model: Any, rank: int) -> Any:
@@ -230,7 +240,7 @@ class FinalTable(TrainerCallback):
         if self.test is None:
             return {}
         rows = {"last": self.last, "selected": self._test_scores()}
-        if self.trainer.snapshots.kept:
+        if len(self.trainer.snapshots.kept) > 1:
             prediction = self.trainer.predict_ensemble(self.test)
             rows["ensemble"] = _scores(prediction.metrics)
         if self.track and self.evaluations:
