@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 
 INDEX_COLUMN = "sample_index"
@@ -17,6 +17,11 @@ FEATURES_COLUMN = "frozen_features"
 LABEL_NAMES = ("labels", "label", "label_ids")
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a dataset has no length and no stable rows."""
+    return dataset is not None and (isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"))
 
 
 def derive_seed(seed: int, *stream: int) -> int:

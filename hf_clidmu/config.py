@@ -102,6 +102,10 @@ class CLIDMUConfig(TrainingArguments):
 
     > Parameters that control the model
 
+        head_learning_rate (`float`, *optional*):
+            Learning rate of what lies above the encoder (a pooler, a dense layer, the last layer), on the same
+            schedule; `learning_rate` for all where it is not given. New layers above a pretrained encoder need larger
+            steps than the encoder bears.
         freeze (`str`, *optional*):
             `backbone` trains only what lies above the encoder; a regular expression freezes the parameters it matches.
         cache_frozen (`bool`, *optional*, defaults to `True`):
@@ -200,6 +204,9 @@ class CLIDMUConfig(TrainingArguments):
     keep_ledger: bool = field(default=True, metadata={"help": "Record loss, margin and agreement of every sample."})
 
     # The model
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate above the encoder; learning_rate where it is not given."}
+    )
     freeze: str | None = field(
         default=None, metadata={"help": "'backbone', or a regular expression over names of parameters to freeze."}
     )
@@ -229,7 +236,7 @@ class CLIDMUConfig(TrainingArguments):
         for name in ("temperature", "meta_learning_rate", "meta_every", "judge_size", "snapshot_top_k"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("meta_size", "meta_batch_size", "lookahead_lr"):
+        for name in ("meta_size", "meta_batch_size", "lookahead_lr", "head_learning_rate"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("meta_warmup_steps", "kl_weight", "meta_weight_decay"):
@@ -241,6 +248,10 @@ class CLIDMUConfig(TrainingArguments):
             raise ValueError(f"meta_source='batch' needs scope='head', not scope='{self.scope}'")
         if self.kl_weight and self.weighting != "vri":
             raise ValueError(f"kl_weight is a term of weighting='vri', not of '{self.weighting}'")
+
+    def warmup_of_meta(self, max_steps: int) -> int:
+        """Steps of plain cross-entropy before the first meta step, in a run of `max_steps`."""
+        return int(self.meta_warmup_steps * (max_steps if self.meta_warmup_steps < 1 else 1))
 
 
 def _one_of(name: str, value: str, known: object) -> None:

@@ -56,10 +56,7 @@ def freeze_parameters(model: nn.Module, tap: ClassifierTap, freeze: str) -> list
     """
     names = [name for name, _ in model.named_parameters()]
     if freeze == "backbone":
-        prefix = getattr(model, "base_model_prefix", "")
-        inside = prefix + "." if prefix and hasattr(model, prefix) else ""
-        head = tuple(f"{tap.head_name}.{name}" for name, _ in tap.head.named_parameters())
-        frozen = [name for name in names if name.startswith(inside) and name not in head and ".pooler." not in name]
+        frozen = backbone_names(model, tap)
     else:
         frozen = [name for name in names if re.search(freeze, name)]
     if not frozen:
@@ -73,6 +70,20 @@ def freeze_parameters(model: nn.Module, tap: ClassifierTap, freeze: str) -> list
     for name in frozen:
         parameters[name].requires_grad_(False)
     return frozen
+
+
+def backbone_names(model: nn.Module, tap: ClassifierTap) -> list[str]:
+    """Names of the parameters below the classification layers: all but the last layer, a dense one before it, a pooler.
+
+    Args:
+        model: the classifier.
+        tap: knows its last layer.
+    """
+    prefix = getattr(model, "base_model_prefix", "")
+    inside = prefix + "." if prefix and hasattr(model, prefix) else ""
+    head = {f"{tap.head_name}.{name}" for name, _ in tap.head.named_parameters()}
+    names = [name for name, _ in model.named_parameters()]
+    return [name for name in names if name.startswith(inside) and name not in head and ".pooler." not in name]
 
 
 def frozen_modules(model: nn.Module) -> list[nn.Module]:

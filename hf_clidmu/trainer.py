@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from hf_clidmu.batches import (
@@ -24,6 +24,7 @@ from hf_clidmu.batches import (
     MetaBatches,
     SampleCollator,
     derive_seed,
+    is_stream,
     labels_of,
     model_inputs,
     random_rows,
@@ -35,10 +36,12 @@ from hf_clidmu.ledger import Ledger
 from hf_clidmu.lookahead import PERTURBATION_RADIUS, LookAhead, MetaBatch
 from hf_clidmu.meters import Meters
 from hf_clidmu.objectives import get_objective
+from hf_clidmu.optimizers import set_apart
 from hf_clidmu.precompute import (
     FeatureTable,
     FrozenBackbone,
     FrozenEncoding,
+    backbone_names,
     encode,
     encode_frozen,
     freeze_parameters,
@@ -127,7 +130,7 @@ class CLIDMUTrainer(Trainer):
             self.config,
             engine="FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else None,
             reweights=self.reweights,
-            streams=_is_stream(train_dataset),
+            streams=is_stream(train_dataset),
         )
         try:
             self.tap = ClassifierTap(self.model, self.config.classifier_module)
@@ -311,7 +314,7 @@ class CLIDMUTrainer(Trainer):
         self._frozen_modules = frozen_modules(self.model) if self.config.freeze else []
         self._encoded.clear()
         dataset = self.train_dataset
-        if streams := _is_stream(dataset):
+        if streams := is_stream(dataset):
             self._run_dataset, self.ledger = dataset, None
         else:
             if len(dataset) == 0:
@@ -338,7 +341,9 @@ class CLIDMUTrainer(Trainer):
         source = self.eval_dataset if config.judge_source == "eval" else dataset
         if source is None or isinstance(source, dict):
             raise ValueError("judge_source='eval' needs one eval_dataset (its labels are not read)")
-        rows = random_rows(len(source), min(config.judge_size, len(source)), self._seed(_JUDGE), "judge_size")
+        rows = random_rows(
+            len(source), min(config.judge_size, len(source)), derive_seed(self.args.seed, _JUDGE), "judge_size"
+        )
         general_ND = self._pretrained_features(source, rows) if self._by_pretrained(config.judge_features) else None
         self.judge = Judge(
             tap=self.tap,
@@ -365,7 +370,12 @@ class CLIDMUTrainer(Trainer):
         rows: list[int] | None = None
         if config.meta_source != "batch":
             self.meta_batches = MetaBatches(
-                self._from_cache(source), size, batch_size, self.data_collator, self._seed(_META), workers
+                self._from_cache(source),
+                size,
+                batch_size,
+                self.data_collator,
+                derive_seed(self.args.seed, _META),
+                workers,
             )
             rows = self.meta_batches.rows
         if self._by_pretrained(config.objective_features):
@@ -402,23 +412,33 @@ class CLIDMUTrainer(Trainer):
             return dataset
         return self._encoding(dataset).dataset()
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As in Trainer; with `head_learning_rate`, what lies above the encoder has a rate of its own."""
+        fresh, rate = self.optimizer is None, None if self.config is None else self.config.head_learning_rate
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if fresh and rate is not None:
+            below = set(backbone_names(self.model, self.tap))
+            set_apart(optimizer, [p for name, p in self.model.named_parameters() if name not in below], rate)
+        return optimizer
+
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         # Before super(): it loads the checkpoint's state into what is built here.
         if self.reweights:
             self._build_weighting()
-        self._warmup_steps = self._warmup(self.state.max_steps)
+        self._warmup_steps = 0 if self.config is None else self.config.warmup_of_meta(self.state.max_steps)
         return super()._prepare_for_training(*args, **kwargs)
 
-    _warmup_steps = 0
-    _alignment = math.nan
+    _warmup_steps, _alignment = 0, math.nan
 
     def _build_weighting(self) -> None:
         config, tap = self.config, self.tap
-        with forked_random_state(self.args.device, self._seed(_WEIGHTING)):  # the same on all processes
+        with forked_random_state(
+            self.args.device, derive_seed(self.args.seed, _WEIGHTING)
+        ):  # the same on all processes
             if self.weighting is None:
                 self.weighting = get_weighting(config.weighting, tap.num_labels, tap.feature_size, config.kl_weight)
         self.weighting.to(self.args.device, tap.weight_CD.dtype if tap.weight_CD.dtype == torch.float64 else None)
-        self.weighting.bind(None if _is_stream(self.train_dataset) else len(self.train_dataset))
+        self.weighting.bind(None if is_stream(self.train_dataset) else len(self.train_dataset))
         self.weighting.configure_optimizer(config.meta_optim, config.meta_learning_rate, config.meta_weight_decay)
         half = torch.float16 if self.args.fp16 else torch.bfloat16 if self.args.bf16 else None
         self.lookahead = LookAhead(
@@ -435,13 +455,6 @@ class CLIDMUTrainer(Trainer):
 
     def _average(self, tensors: list[Tensor]) -> list[Tensor]:
         return [self.accelerator.reduce(tensor.contiguous(), reduction="mean") for tensor in tensors]
-
-    def _warmup(self, max_steps: int) -> int:
-        given = 0 if self.config is None else self.config.meta_warmup_steps
-        return int(given * max_steps) if given < 1 else int(given)
-
-    def _seed(self, purpose: int) -> int:
-        return derive_seed(self.args.seed, purpose)
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
@@ -584,7 +597,3 @@ class CLIDMUTrainer(Trainer):
             "ledger": {} if self.ledger is None else self.ledger.state_dict(),
             "judge_features": {name: value for name, value in features.items() if value is not None},
         }
-
-
-def _is_stream(dataset: Any) -> bool:
-    return dataset is not None and (isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import default_data_collator
 
 from hf_clidmu.batches import (
@@ -17,6 +17,7 @@ from hf_clidmu.batches import (
     check_labels,
     derive_seed,
     fetch,
+    is_stream,
     labels_of,
     model_inputs,
     random_rows,
@@ -304,3 +305,12 @@ def test_the_nth_draw_depends_on_n_alone():
 
     assert draws(0, 6)[2:] == draws(2, 4)
     assert all(set(rows) <= {3, 5, 8, 9} and len(set(rows)) == 2 for rows in draws(0, 20))
+
+
+def test_a_stream_is_told_by_its_lack_of_a_length():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(())
+
+    assert is_stream(Stream()) and is_stream(iter([1]))
+    assert not is_stream([1, 2]) and not is_stream(None)

@@ -57,6 +57,7 @@ OTHER = {
     "freeze": "backbone",
     "cache_frozen": "false",
     "frozen_cache_dir": "kept",
+    "head_learning_rate": "1e-3",
     "classifier_module": "fc",
 }
 

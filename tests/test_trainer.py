@@ -594,3 +594,13 @@ def test_adapters_train_and_merge_into_a_plain_model(scope, tmp_path):
         expected_BC = run.model.eval()(**inputs).logits
         merged = run.model.merge_and_unload()
         torch.testing.assert_close(merged.eval()(**inputs).logits, expected_BC, rtol=1e-4, atol=1e-5)
+
+
+# ---- learning rates --------------------------------------------------------------------------------------------------
+
+
+def test_what_lies_above_the_encoder_learns_at_its_own_rate(tmp_path):
+    before = tiny_classifier("bert").state_dict()
+    run = train("bert", tmp_path, learning_rate=1e-12, head_learning_rate=1e-2, weighting="none")
+    moved = {name: not torch.allclose(before[name], value, atol=1e-6) for name, value in run.model.state_dict().items()}
+    assert all(moved[name] == ("pooler" in name or "classifier" in name) for name in moved)
