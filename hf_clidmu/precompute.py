@@ -378,9 +378,8 @@ def _fingerprint(model: nn.Module, backbone: FrozenBackbone, dataset: Any, batch
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     cut = next(name for name, module in model.named_modules() if module is backbone.cut)
     config = getattr(model, "config", None)
-    values = {} if config is None else config.to_dict()
-    layout = {key: str(values.get(key)) for key in ("model_type", "hidden_act", "layer_norm_eps", "num_hidden_layers")}
-    digest.update(json.dumps([torch.__version__, cut, layout, batch_size]).encode())
+    values = {} if config is None else config.to_dict()  # heads, activations, ...: not all of it is in the weights
+    digest.update(json.dumps([torch.__version__, cut, values, batch_size], sort_keys=True, default=str).encode())
     for sample in fetch(dataset, list(range(len(dataset)))):
         for name in sorted(set(sample) - {INDEX_COLUMN}):
             digest.update(name.encode() + torch.as_tensor(sample[name]).numpy().tobytes() + b"|")

@@ -432,9 +432,8 @@ class CLIDMUTrainer(Trainer):
 
     def _build_weighting(self) -> None:
         config, tap = self.config, self.tap
-        with forked_random_state(
-            self.args.device, derive_seed(self.args.seed, _WEIGHTING)
-        ):  # the same on all processes
+        same_everywhere = derive_seed(self.args.seed, _WEIGHTING)
+        with forked_random_state(self.args.device, same_everywhere):
             if self.weighting is None:
                 self.weighting = get_weighting(config.weighting, tap.num_labels, tap.feature_size, config.kl_weight)
         self.weighting.to(self.args.device, tap.weight_CD.dtype if tap.weight_CD.dtype == torch.float64 else None)
@@ -483,7 +482,7 @@ class CLIDMUTrainer(Trainer):
                 self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.is_in_train and self.snapshots is not None:
             score = selection_score(metrics, self.args.metric_for_best_model, self.args.greater_is_better)
-            if self.snapshots.add(self.state.global_step, score, self.model):
+            if self.snapshots.add(self.state.global_step, score, self.model) and score == metrics["eval_clid"]:
                 self._alignment = metrics["eval_clid_alignment"]
         return metrics
 

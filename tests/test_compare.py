@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from recipe_scripts import RECIPES, recipe
 
 
@@ -155,16 +154,8 @@ def test_a_cell_is_one_run_of_the_recipe_with_these_arguments(monkeypatch):
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "benchmarks").glob("*.yaml")), ids=lambda path: path.name)
-def test_the_grids_of_the_repository_name_arguments_that_exist(path):
-    arguments = recipe("arguments")
-    from hf_clidmu.config import CLIDMUConfig
-
-    cells = compare.cells_of(compare.read_grid(path))
-    assert len({entry["seed"] for entry in cells}) >= 3
-    for entry in cells[: len(cells) // len(yaml.safe_load(path.read_text())["seeds"])]:
-        given = {**entry["arguments"], "output_dir": "x", "use_cpu": "true"}
-        words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-        arguments.parse((arguments.RunArguments, CLIDMUConfig), words)
+def test_the_grids_of_the_repository_have_seeds_enough(path):
+    assert len({entry["seed"] for entry in compare.cells_of(compare.read_grid(path))}) >= 3
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------

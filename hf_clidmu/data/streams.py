@@ -22,6 +22,8 @@ from .sources import SPLIT_NAMES, data_files
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
+    from .presets import Preset
+
 _HEAD_ROWS = 1000
 
 
@@ -66,14 +68,14 @@ def stream_corpus(
     Warns:
         UserWarning: The validation or test split was cut.
     """
-    streams, preset_name = _open(source, config_name, revision)
+    preset = find_preset(source)
+    streams = _open(source, preset, config_name, revision)
     heads = {
         name: _head(stream, _HEAD_ROWS if _is_train(name) else evaluation_rows) for name, stream in streams.items()
     }
     for name, (_, was_cut) in heads.items():
         if was_cut and not _is_train(name):
             warnings.warn(f"Only the first {evaluation_rows} rows of the {name} split are used.", stacklevel=2)
-    preset = find_preset(preset_name) if preset_name else None
     if preset is not None:
         label_column = label_column or preset.label_column
         label_names = label_names or preset.label_names
@@ -174,7 +176,9 @@ class _Names:
         )
 
 
-def _open(source: str, config_name: str | None, revision: str | None) -> tuple[dict[str, IterableDataset], str | None]:
+def _open(
+    source: str, preset: Preset | None, config_name: str | None, revision: str | None
+) -> dict[str, IterableDataset]:
     import datasets
 
     path = Path(source).expanduser()
@@ -186,8 +190,7 @@ def _open(source: str, config_name: str | None, revision: str | None) -> tuple[d
             streams[name] = datasets.load_dataset(
                 builder, data_files={"train": patterns}, split="train", streaming=True, **options
             )
-        return _with_train(streams, source), None
-    preset = find_preset(source)
+        return _with_train(streams, source)
     identity = source if preset is None else preset.hub_id
     if identity is None:
         raise FileNotFoundError(f"The preset {source!r} is not on the Hub: stream its files from a folder instead.")
@@ -207,7 +210,7 @@ def _open(source: str, config_name: str | None, revision: str | None) -> tuple[d
             )
             for name, stream in streams.items()
         }
-    return _with_train(dict(streams), source), None if preset is None else source
+    return _with_train(dict(streams), source)
 
 
 def _with_train(streams: dict[str, IterableDataset], source: str) -> dict[str, IterableDataset]:
