@@ -94,6 +94,13 @@ def settle(run: RunArguments, config: CLIDMUConfig) -> None:
         )
     if run.clean_meta:
         config.objective, config.meta_source = "cross_entropy", "dataset"
+    if run.streaming:
+        whole = ("noise", "test_size", "max_train_samples", "noisy_validation", "clean_meta")
+        asked = [name for name in whole if getattr(run, name)]
+        if asked:
+            sys.exit(f"error: {', '.join(asked)} need all rows of the training data: leave streaming out")
+        config.meta_source = "batch" if config.meta_source == "subset" else config.meta_source
+        config.judge_source = "eval"
     config.dataloader_pin_memory = config.dataloader_pin_memory and torch.cuda.is_available()
 
 
@@ -198,12 +205,6 @@ def load(run: RunArguments, config: CLIDMUConfig) -> Corpus:
             test_size=run.test_size,
             max_train_samples=run.max_train_samples,
         )
-    whole = ("noise", "test_size", "max_train_samples", "noisy_validation", "clean_meta")
-    asked = [name for name in whole if getattr(run, name)]
-    if asked:
-        sys.exit(f"error: {', '.join(asked)} need all rows of the training data: leave streaming out")
-    config.meta_source = "batch" if config.meta_source == "subset" else config.meta_source
-    config.judge_source = "eval"
     return stream_corpus(expanded("dataset", run.dataset), **columns)
 
 

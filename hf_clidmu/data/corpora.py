@@ -98,7 +98,7 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class _Columns:
+class SourceColumns:
     """Where a source keeps what."""
 
     modality: Modality
@@ -238,7 +238,7 @@ def load_corpus(
             f"test_size={test_size} asks for a hold-out, but {loaded.origin} has a test split. Leave test_size out to "
             "use that split, or drop the split to hold out training rows instead."
         )
-    columns = _find_columns(
+    columns = find_columns(
         splits, preset, label_column, clean_label_column, image_column, text_column, clean_wanted=noise is not None
     )
     space, classes = _read_classes(splits, columns, preset, label_names, missing_labels)
@@ -338,7 +338,7 @@ def _load(source: Source, config_name: str | None, revision: str | None) -> tupl
     return preset, load_preset(preset)
 
 
-def _find_columns(
+def find_columns(
     splits: dict[str, Dataset],
     preset: Preset | None,
     label_column: str | Sequence[str] | None,
@@ -347,7 +347,7 @@ def _find_columns(
     text_column: str | None,
     *,
     clean_wanted: bool,
-) -> _Columns:
+) -> SourceColumns:
     """Find out where the source keeps what; what was asked for comes before what the preset says."""
     train = splits["train"]
     if preset is not None:
@@ -361,12 +361,12 @@ def _find_columns(
     named = None if label_column is None else named_columns(train, label_column)
     modality, inputs = find_input_column(train, image_column, text_column, (*(named or ()), clean))
     labels = find_label_columns(train, named, clean, inputs, clean_wanted=clean_wanted)
-    return _Columns(modality, inputs, labels, clean)
+    return SourceColumns(modality, inputs, labels, clean)
 
 
 def _read_classes(
     splits: dict[str, Dataset],
-    columns: _Columns,
+    columns: SourceColumns,
     preset: Preset | None,
     label_names: Sequence[str] | None,
     missing_labels: str,

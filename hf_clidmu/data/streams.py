@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._rows import quote
-from .corpora import Corpus, load_corpus
+from .corpora import Corpus, SourceColumns, find_columns, load_corpus
 from .presets import find_preset
 from .sources import SPLIT_NAMES, data_files
 
@@ -68,6 +68,8 @@ def stream_corpus(
     Warns:
         UserWarning: The validation or test split was cut.
     """
+    from datasets import ClassLabel
+
     preset = find_preset(source)
     streams = _open(source, preset, config_name, revision)
     heads = {
@@ -91,17 +93,22 @@ def stream_corpus(
         )
     train_name = next(name for name in streams if _is_train(name))
     stream, head = streams[train_name], heads[train_name][0]
-    names = _Names(head, corpus, label_column, clean_label_column, image_column, text_column)
-    if label_names is None and not names.are_declared:
+    columns = find_columns(
+        {"train": head}, preset, label_column, clean_label_column, image_column, text_column, clean_wanted=False
+    )
+    if len(columns.labels) > 1:
+        raise ValueError(f"A stream takes one label column, not the votes of {quote(columns.labels)}.")
+    if label_names is None and not isinstance(head.features[columns.labels[0]], ClassLabel):
         raise ValueError(
-            f"The classes of a stream cannot be searched for: column {names.label!r} is no ClassLabel, so pass "
+            f"The classes of a stream cannot be searched for: column {columns.labels[0]!r} is no ClassLabel, so pass "
             f"label_names, in order. The first {len(head)} rows hold {quote(corpus.label_names[:20])}."
         )
     if shuffle_buffer:
         stream = stream.shuffle(seed=seed, buffer_size=shuffle_buffer)
-    stream = stream.map(names.row, remove_columns=[column for column in head.column_names if column != names.inputs])
-    if names.inputs != corpus.input_column:
-        stream = stream.rename_column(names.inputs, corpus.input_column)
+    encoder = _RowLabels(columns, corpus.label_names)
+    stream = stream.map(encoder, remove_columns=[name for name in head.column_names if name != columns.inputs])
+    if columns.inputs != corpus.input_column:
+        stream = stream.rename_column(columns.inputs, corpus.input_column)
     return replace(corpus, train=stream, noise=None, name=Path(source).stem, source=f"stream of {source}")
 
 
@@ -128,36 +135,15 @@ def is_stream(dataset: Any) -> bool:
     return isinstance(dataset, IterableDataset)
 
 
-class _Names:
-    """Where a stream keeps what, as found in its first rows."""
+class _RowLabels:
+    """The labels of one row as class indices."""
 
-    def __init__(
-        self,
-        head: Dataset,
-        corpus: Corpus,
-        label: str | None,
-        clean: str | None,
-        image: str | None,
-        text: str | None,
-    ) -> None:
-        from datasets import ClassLabel
+    def __init__(self, columns: SourceColumns, label_names: Sequence[str]) -> None:
+        self.label, self.clean = columns.labels[0], columns.clean
+        self._index = {name: index for index, name in enumerate(label_names)}
+        self._total = len(label_names)
 
-        from .columns import find_clean_column, find_input_column, find_label_columns, named_columns
-
-        self.clean = find_clean_column({"train": head}, clean)
-        named = None if label is None else named_columns(head, label)
-        _, self.inputs = find_input_column(head, image, text, (*(named or ()), self.clean))
-        columns = find_label_columns(head, named, self.clean, self.inputs, clean_wanted=False)
-        if len(columns) > 1:
-            raise ValueError(f"A stream takes one label column, not the votes of {quote(columns)}.")
-        self.label = columns[0]
-        feature = head.features[self.label]
-        self.are_declared = isinstance(feature, ClassLabel)
-        self._index = {name: index for index, name in enumerate(corpus.label_names)}
-        self._total = len(corpus.label_names)
-
-    def row(self, row: dict[str, Any]) -> dict[str, int]:
-        """The labels of one row as class indices."""
+    def __call__(self, row: dict[str, Any]) -> dict[str, int]:
         labels = {"label": self._encoded(row[self.label], self.label)}
         if self.clean is not None and self.clean in row:
             labels["clean_label"] = self._encoded(row[self.clean], self.clean, optional=True)
