@@ -14,6 +14,8 @@ META_SOURCES = ("subset", "batch", "dataset")
 JUDGE_FEATURES = ("auto", "own", "pretrained")
 JUDGE_PREDICTIONS = ("classes", "probabilities")
 JUDGE_SOURCES = ("train", "eval")
+HEAD_LEARNING_RATE = 3e-3
+_HEAD_SHARE = 0.5
 
 
 @dataclass
@@ -102,10 +104,15 @@ class CLIDMUConfig(TrainingArguments):
 
     > Parameters that control the model
 
+        head_steps (`float`, *optional*):
+            Optimiser steps in which only what lies above the encoder trains, first; a number below 1 is a share of all
+            steps. The encoder keeps the features that CLID judges by until there is a head worth following. Defaults
+            to half of the steps where there is a weighting and a whole pretrained model trains (no `freeze`), and to 0
+            otherwise. See `recipes/benchmarks/README.md` for what it gives.
         head_learning_rate (`float`, *optional*):
-            Learning rate of what lies above the encoder (a pooler, a dense layer, the last layer), on the same
-            schedule; `learning_rate` for all where it is not given. New layers above a pretrained encoder need larger
-            steps than the encoder bears.
+            Learning rate of what lies above the encoder (a pooler, a dense layer, the last layer): in its own steps
+            (`head_steps`, default 3e-3, falling linearly to zero), or, where there are none, throughout, on the
+            schedule of the rest (default `learning_rate`). New layers above an encoder need larger steps than it bears.
         freeze (`str`, *optional*):
             `backbone` trains only what lies above the encoder; a regular expression freezes the parameters it matches.
         cache_frozen (`bool`, *optional*, defaults to `True`):
@@ -204,8 +211,12 @@ class CLIDMUConfig(TrainingArguments):
     keep_ledger: bool = field(default=True, metadata={"help": "Record loss, margin and agreement of every sample."})
 
     # The model
+    head_steps: float | None = field(
+        default=None,
+        metadata={"help": "Steps in which only what lies above the encoder trains, first; below 1 it is a share."},
+    )
     head_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate above the encoder; learning_rate where it is not given."}
+        default=None, metadata={"help": "Learning rate above the encoder: in head_steps, or throughout without them."}
     )
     freeze: str | None = field(
         default=None, metadata={"help": "'backbone', or a regular expression over names of parameters to freeze."}
@@ -239,19 +250,31 @@ class CLIDMUConfig(TrainingArguments):
         for name in ("meta_size", "meta_batch_size", "lookahead_lr", "head_learning_rate"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("meta_warmup_steps", "kl_weight", "meta_weight_decay"):
-            if getattr(self, name) < 0:
+        for name in ("meta_warmup_steps", "kl_weight", "meta_weight_decay", "head_steps"):
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.tangent == "closed_form" and self.scope != "head":
             raise ValueError(f"tangent='closed_form' exists for scope='head' only, not for scope='{self.scope}'")
         if self.meta_source == "batch" and self.scope != "head":
             raise ValueError(f"meta_source='batch' needs scope='head', not scope='{self.scope}'")
+        if self.head_steps and self.freeze == "backbone":
+            raise ValueError("freeze='backbone' trains nothing but the head: leave head_steps out")
         if self.kl_weight and self.weighting != "vri":
             raise ValueError(f"kl_weight is a term of weighting='vri', not of '{self.weighting}'")
 
     def warmup_of_meta(self, max_steps: int) -> int:
         """Steps of plain cross-entropy before the first meta step, in a run of `max_steps`."""
-        return int(self.meta_warmup_steps * (max_steps if self.meta_warmup_steps < 1 else 1))
+        return _steps(self.meta_warmup_steps, max_steps)
+
+    def steps_of_head(self, max_steps: int, follows_encoder: bool) -> int:
+        """Steps of the head alone in a run of `max_steps`; `follows_encoder` says whether it is wanted by default."""
+        if self.head_steps is None:
+            return _steps(_HEAD_SHARE, max_steps) if follows_encoder and not self.freeze else 0
+        return _steps(self.head_steps, max_steps)
+
+
+def _steps(given: float, max_steps: int) -> int:
+    return int(given * max_steps if given < 1 else min(given, max_steps))
 
 
 def _one_of(name: str, value: str, known: object) -> None:

@@ -30,7 +30,8 @@ from hf_clidmu.batches import (
     random_rows,
 )
 from hf_clidmu.classifier import ClassifierTap, forked_random_state, model_logits
-from hf_clidmu.config import CLIDMUConfig, refuse_unsupported
+from hf_clidmu.config import HEAD_LEARNING_RATE, CLIDMUConfig, refuse_unsupported
+from hf_clidmu.head_first import HeadFirst
 from hf_clidmu.judge import Judge, warn_of_chance
 from hf_clidmu.ledger import Ledger
 from hf_clidmu.lookahead import PERTURBATION_RADIUS, LookAhead, MetaBatch
@@ -121,6 +122,7 @@ class CLIDMUTrainer(Trainer):
         self._encoded: dict[int, tuple[Any, FrozenEncoding]] = {}
         self._meters = Meters()
         self._frozen_modules: list[nn.Module] = []
+        self._head_first = HeadFirst()
         self._meta_steps = 0
         self._prepared = False
         if self.config is None:
@@ -144,6 +146,7 @@ class CLIDMUTrainer(Trainer):
             self.model_accepts_loss_kwargs = False
         if self.config.freeze:
             freeze_parameters(self.model, self.tap, self.config.freeze)
+        self.add_callback(self._head_first)
         # Only labels that a loss of ours will see are checked: a plain Trainer may have uses for others.
         self.data_collator = SampleCollator(self.data_collator, self.tap.num_labels if self.reweights else None)
         self.snapshots = Snapshots(
@@ -192,7 +195,7 @@ class CLIDMUTrainer(Trainer):
         self._index_B = inputs.get(INDEX_COLUMN)  # for compute_loss, which gets what the model gets
         inputs = super()._prepare_inputs({key: value for key, value in inputs.items() if key != INDEX_COLUMN})
         if self.model.training:
-            for module in self._frozen_modules:
+            for module in (*self._frozen_modules, *self._head_first.still):
                 module.eval()
         return inputs
 
@@ -273,6 +276,7 @@ class CLIDMUTrainer(Trainer):
         """Train; at the end the model is the one that CLID selected. Arguments and result are Trainer's."""
         self._prepared, self._alignment = False, math.nan
         with ExitStack() as self._run_scope:
+            self._run_scope.callback(self._head_first.release)
             result = super().train(*args, **kwargs)
         self.load_selected()
         warn_of_chance(self._alignment)
@@ -383,8 +387,9 @@ class CLIDMUTrainer(Trainer):
             self._judge_table = FeatureTable(rows, self._pretrained_features(source, rows))
 
     def _by_pretrained(self, features: str) -> bool:
-        if features != "auto":
-            return features == "pretrained"
+        return self._is_pretrained() if features == "auto" else features == "pretrained"
+
+    def _is_pretrained(self) -> bool:
         return bool(getattr(getattr(self.model, "config", None), "_name_or_path", ""))  # it was loaded, not made
 
     def _pretrained_features(self, dataset: Any, rows: list[int]) -> Tensor:
@@ -413,19 +418,37 @@ class CLIDMUTrainer(Trainer):
         return self._encoding(dataset).dataset()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """As in Trainer; with `head_learning_rate`, what lies above the encoder has a rate of its own."""
+        """As in Trainer; what lies above the encoder has a rate of its own where `head_learning_rate` says so."""
         fresh, rate = self.optimizer is None, None if self.config is None else self.config.head_learning_rate
         optimizer = super().create_optimizer(*args, **kwargs)
-        if fresh and rate is not None:
-            below = set(backbone_names(self.model, self.tap))
-            set_apart(optimizer, [p for name, p in self.model.named_parameters() if name not in below], rate)
+        if fresh and self._head_first.steps:
+            set_apart(optimizer, self._above(), self.args.learning_rate)
+        elif fresh and rate is not None:
+            set_apart(optimizer, self._above(), rate)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """As in Trainer; with `head_steps` it begins after them, and what lies above the encoder has its own before."""
+        fresh, head_first = self.lr_scheduler is None, self._head_first
+        scheduler = super().create_scheduler(num_training_steps - head_first.steps, optimizer)
+        if fresh and head_first.steps:
+            rate = self.config.head_learning_rate or HEAD_LEARNING_RATE
+            self.lr_scheduler = head_first.schedule(scheduler.optimizer, scheduler, self._above(), rate)
+        return self.lr_scheduler
+
+    def _above(self) -> list[nn.Parameter]:
+        """The parameters above the encoder."""
+        below = set(backbone_names(self.model, self.tap))
+        return [parameter for name, parameter in self.model.named_parameters() if name not in below]
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         # Before super(): it loads the checkpoint's state into what is built here.
         if self.reweights:
             self._build_weighting()
-        self._warmup_steps = 0 if self.config is None else self.config.warmup_of_meta(self.state.max_steps)
+        if self.config is not None and self.tap is not None:
+            steps, self._warmup_steps = self.state.max_steps, self.config.warmup_of_meta(self.state.max_steps)
+            head_steps = self.config.steps_of_head(steps, self.reweights and self._is_pretrained())
+            self._head_first.bind(self.model, backbone_names(self.model, self.tap), head_steps)
         return super()._prepare_for_training(*args, **kwargs)
 
     _warmup_steps, _alignment = 0, math.nan

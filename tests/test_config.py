@@ -58,6 +58,7 @@ OTHER = {
     "cache_frozen": "false",
     "frozen_cache_dir": "kept",
     "head_learning_rate": "1e-3",
+    "head_steps": "0.3",
     "classifier_module": "fc",
 }
 

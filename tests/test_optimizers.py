@@ -22,4 +22,4 @@ def test_a_part_is_set_apart_and_keeps_its_weight_decay():
     expected |= {id(layer.bias): (1e-3 if layer is layers[2] else 1e-5, 0.0) for layer in layers}
     assert found == expected
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
-    assert scheduler.get_last_lr() == pytest.approx([5e-6, 5e-6, 5e-4, 5e-4])
+    assert scheduler.get_last_lr() == pytest.approx([5e-4, 5e-4, 5e-6, 5e-6])

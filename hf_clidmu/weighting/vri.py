@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from hf_clidmu.weighting.base import Weighting, WeightingBatch
 
 
+INITIAL_MEAN = 1.5
+
+
 class VRI(Weighting):
     """Rectified loss `mean_i CE(v_i * z_i, y_i)` with `v = sigmoid(m + exp(u / 2) * eps)`, eps standard normal.
 
@@ -27,6 +30,8 @@ class VRI(Weighting):
             with a zero label embedding. The published code adds the term to the inner loss, where it cannot act: the
             features are detached, so it has no gradient in theta; it also treats the log-variance as a log standard
             deviation. Here it is the KL of two normals, element mean, where it has an effect.
+        initial_mean: where m starts, default 1.5: v starts near 0.8, close to plain cross-entropy, and not at a
+            random rectification around 0.5, as published (0), from which not every run recovered.
     """
 
     def __init__(
@@ -36,6 +41,7 @@ class VRI(Weighting):
         embedding_size: int = 64,
         hidden_sizes: tuple[int, int, int] = (1024, 512, 512),
         kl_weight: float = 0.0,
+        initial_mean: float = INITIAL_MEAN,
     ):
         super().__init__()
         self.kl_weight = kl_weight
@@ -50,6 +56,7 @@ class VRI(Weighting):
         for head in (self.mean, self.log_variance):
             nn.init.xavier_normal_(head.weight)
             nn.init.zeros_(head.bias)
+        nn.init.constant_(self.mean.bias, initial_mean)
 
     def posterior(self, batch: WeightingBatch) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the rectifier's logit given features and label, (B, C) each."""

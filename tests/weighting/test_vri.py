@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
 from hf_clidmu.weighting import VRI, WeightingBatch
+from hf_clidmu.weighting.vri import INITIAL_MEAN
 
 
 CLASSES, FEATURES = 4, 6
@@ -36,7 +37,7 @@ def test_shape_is_the_published_one():
     assert [layer.weight.shape for layer in net.trunk[::2]] == [(1024, 576), (512, 1024), (512, 512)]
     assert net.mean.weight.shape == net.log_variance.weight.shape == (10, 512)
     assert net.label_embedding.weight.shape == (10, 64)
-    assert bool((net.mean.bias == 0).all()) and bool((net.log_variance.bias == 0).all())
+    assert bool((net.mean.bias == INITIAL_MEAN).all()) and bool((net.log_variance.bias == 0).all())  # published: 0
     torch.testing.assert_close(net.mean.weight.std(), torch.tensor((2 / 522) ** 0.5), rtol=0.05, atol=0)  # Xavier
 
 

@@ -1,0 +1,118 @@
+"""The head learns first: in the first steps of a run nothing below it moves, then everything trains.
+
+A new last layer above a pretrained encoder sends it gradients that say nothing yet. On wrong labels that is worse than
+a waste: the features that CLID judges by are bent before there is anything to judge. So the head is trained on
+features as they were, and the encoder follows (LP-FT: Kumar et al., "Fine-Tuning can Distort Pretrained Features and
+Underperform Out-of-Distribution", ICLR 2022).
+
+This room knows parameters, modules and schedules; the trainer tells it which of them lie below the head.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import TrainerCallback
+
+from hf_clidmu.precompute import frozen_modules
+
+
+class HeadFirst(TrainerCallback):
+    """Holds everything below the head still in the first steps of a run.
+
+    What lies below is frozen only while a step is computed: whatever evaluates, saves or counts parameters between
+    steps sees the model as it will be trained.
+
+    Attributes:
+        steps: optimiser steps of the head alone; 0 changes nothing.
+        still: modules at rest in this step, which must be in evaluation mode: a dropout mask or a running statistic
+            that changes is not a feature that stays.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.still: list[nn.Module] = []
+        self._model: nn.Module | None = None
+        self._below: list[nn.Parameter] = []
+        self._held: list[nn.Parameter] = []
+
+    def bind(self, model: nn.Module, below: Sequence[str], steps: int) -> None:
+        """Say what will be trained.
+
+        Args:
+            model: the bare classifier.
+            below: names of the parameters that wait.
+            steps: how many optimiser steps they wait.
+
+        Raises:
+            ValueError: when nothing that trains lies below the head, or nothing else trains.
+        """
+        self.release()
+        waiting = set(below)
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._below = [parameter for name, parameter in trained.items() if name in waiting]
+        if steps and not 0 < len(self._below) < len(trained):
+            raise ValueError(
+                f"head_steps={steps} trains the head first, but of {len(trained)} trainable parameters "
+                f"{len(self._below)} lie below it; set head_steps=0"
+            )
+        self._model, self.steps = model, steps
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
+        if state.global_step >= self.steps or self._held:
+            return
+        assert self._model is not None
+        self._held = [parameter for parameter in self._below if parameter.requires_grad]
+        for parameter in self._held:
+            parameter.requires_grad_(False)
+        self.still = frozen_modules(self._model)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
+        self.release()
+
+    def release(self) -> None:
+        """Let go of what a step held."""
+        for parameter in self._held:
+            parameter.requires_grad_(True)
+        for module in self.still:
+            module.train()
+        self._held, self.still = [], []
+
+    def schedule(
+        self, optimizer: torch.optim.Optimizer, after: LRScheduler, head: Sequence[nn.Parameter], learning_rate: float
+    ) -> LambdaLR:
+        """The schedule of the whole run: the head's rate falls linearly to zero in its own steps, then `after` begins.
+
+        Args:
+            optimizer: what is scheduled; the head has groups of its own in it.
+            after: the schedule of the steps that follow, of the same optimiser.
+            head: the parameters that train first.
+            learning_rate: theirs in their own steps.
+
+        Raises:
+            ValueError: for a schedule that is no function of the step.
+        """
+        if not isinstance(after, LambdaLR):
+            raise ValueError(
+                f"head_steps needs a schedule that is a function of the step, not {type(after).__name__}; choose "
+                "another lr_scheduler_type, or set head_steps=0"
+            )
+        first = {id(parameter) for parameter in head}
+        factors = [
+            _factor(
+                self.steps,
+                learning_rate / base if base and any(id(p) in first for p in group["params"]) else 0.0,
+                then,
+            )
+            for group, base, then in zip(optimizer.param_groups, after.base_lrs, after.lr_lambdas, strict=True)
+        ]
+        return LambdaLR(optimizer, factors)
+
+
+def _factor(steps: int, start: float, then: Any) -> Any:
+    def factor(step: int) -> float:
+        return start * (1 - step / steps) if step < steps else then(step - steps)
+
+    return factor
