@@ -158,7 +158,7 @@ class CLIDMUTrainer(Trainer):
         """One forward of the batch, a look-ahead judged on the meta batch, one backward of the weighted loss."""
         if not self.reweights:
             return super().training_step(model, inputs, num_items_in_batch)
-        if not model.training:  # a walk over all modules
+        if not model.training:
             model.train()
         inputs, labels_B, index_B = self._split(inputs)
 
@@ -167,13 +167,14 @@ class CLIDMUTrainer(Trainer):
         if self._meta_step_is_due():
             batch = self.weighting.prepare(batch, self._draws(0))
             meta, step_size = self._next_meta_batch(batch), self._step_size()
-            module, gradient_BC = self._bare(model), self.weighting.loss_gradient(batch)
-            judgement = self.lookahead(module, inputs, output, gradient_BC, meta, step_size, self.optimizer)
-            batch = self.weighting.learn(batch, judgement.logit_tangent_BC, step_size, self.lookahead.average)
-            self._meters.add("meta_loss", judgement.meta_loss)
+            module, gradient_BC = self._module, self.weighting.loss_gradient(batch)
+            judged = self.lookahead(module, inputs, output, gradient_BC.detach(), meta, step_size, self.optimizer)
+            batch = self.weighting.learn(batch, gradient_BC, judged.logit_tangent_BC, step_size, self.lookahead.average)
+            self._meters.add("meta_loss", judged.meta_loss)
         batch = self.weighting.prepare(batch, self._draws(1))
-        loss = self._loss(batch) / self.current_gradient_accumulation_steps
-        self._listen(batch)
+        loss, weight_B = self._loss(batch)
+        loss = loss / self.current_gradient_accumulation_steps
+        self._listen(batch, weight_B)
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -191,8 +192,8 @@ class CLIDMUTrainer(Trainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         self._index_B = inputs.get(INDEX_COLUMN)  # for compute_loss, which gets what the model gets
         inputs = super()._prepare_inputs({key: value for key, value in inputs.items() if key != INDEX_COLUMN})
-        if self.model.training:
-            for module in self._frozen_modules:
+        for module in self._frozen_modules if self.model.training else ():
+            if module.training:
                 module.eval()
         return inputs
 
@@ -200,9 +201,11 @@ class CLIDMUTrainer(Trainer):
         step = self.state.global_step
         return self.weighting.learns and step >= self._warmup_steps and step % self.config.meta_every == 0
 
-    def _loss(self, batch: WeightingBatch) -> Tensor:
+    def _loss(self, batch: WeightingBatch) -> tuple[Tensor, Tensor]:
+        """The loss to go down, and how much each label counts in it."""
         if self.weighting.learns and self.state.global_step < self._warmup_steps:
-            return nn.functional.cross_entropy(batch.logits_BC, batch.labels_B)
+            loss = nn.functional.cross_entropy(batch.logits_BC, batch.labels_B)
+            return loss, torch.ones_like(batch.logits_BC[:, 0])
         return self.weighting.real_loss(batch)
 
     def _step_size(self) -> float:
@@ -239,12 +242,11 @@ class CLIDMUTrainer(Trainer):
 
     _micro_step, _drawn_at = 0, -1
 
-    def _bare(self, model: nn.Module) -> nn.Module:
-        return self.accelerator.unwrap_model(model, keep_torch_compile=False)
+    def _bare(self) -> nn.Module:  # a walk over all modules
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     @torch.no_grad()
-    def _listen(self, batch: WeightingBatch) -> None:
-        weight_B = self.weighting.weights(batch)
+    def _listen(self, batch: WeightingBatch, weight_B: Tensor) -> None:
         self._meters.add("weight_mean", weight_B.mean())
         self._meters.add("weight_std", weight_B.std(correction=0))
         if self.ledger is not None and batch.index_B is not None:
@@ -393,7 +395,7 @@ class CLIDMUTrainer(Trainer):
             return self._encoding(dataset).general_ND[rows]
         with forked_random_state(self.args.device):
             how = (self.data_collator, self.args.per_device_eval_batch_size, self.args.device)
-            return encode(self._bare(self.model), self.tap, dataset, *how, rows=rows).general_ND
+            return encode(self._bare(), self.tap, dataset, *how, rows=rows).general_ND
 
     def _encoding(self, dataset: Any) -> FrozenEncoding:
         """What the frozen backbone makes of a whole dataset; computed once."""
@@ -402,7 +404,7 @@ class CLIDMUTrainer(Trainer):
             assert self.backbone is not None
             how = (self.data_collator, self.args.per_device_eval_batch_size, self.args.device, self.backbone)
             with forked_random_state(self.args.device):
-                encoding = encode_frozen(self._bare(self.model), self.tap, dataset, *how, self.config.frozen_cache_dir)
+                encoding = encode_frozen(self._bare(), self.tap, dataset, *how, self.config.frozen_cache_dir)
             self._encoded[key] = (dataset, encoding)  # holding the dataset keeps its id
         return self._encoded[key][1]
 
@@ -450,7 +452,8 @@ class CLIDMUTrainer(Trainer):
             radius=None if half is None else PERTURBATION_RADIUS[half],
             average=self._average if self.accelerator.num_processes > 1 else None,
         )
-        self.lookahead.parameters(self._bare(self.model))  # a scope that matches nothing fails now, not later
+        self._module = self._bare()
+        self.lookahead.parameters(self._module)  # a scope that matches nothing fails now, not later
 
     def _average(self, tensors: list[Tensor]) -> list[Tensor]:
         return [self.accelerator.reduce(tensor.contiguous(), reduction="mean") for tensor in tensors]
@@ -495,7 +498,7 @@ class CLIDMUTrainer(Trainer):
         return output
 
     def _judged(self) -> dict[str, float]:
-        reading = self.judge.read(self._bare(self.model), self.args.device)
+        reading = self.judge.read(self._bare(), self.args.device)
         return {"eval_clid": reading.clid, "eval_clid_alignment": reading.alignment}
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:

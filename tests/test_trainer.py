@@ -170,7 +170,7 @@ class UniformWeighting(Weighting):
     def weights(self, batch):
         return torch.ones_like(batch.logits_BC[:, 0])
 
-    def learn(self, batch, logit_tangent_BC, step_size, average=None):
+    def learn(self, batch, loss_gradient_BC, logit_tangent_BC, step_size, average=None):
         assert logit_tangent_BC.shape == batch.logits_BC.shape
         return batch
 
@@ -224,7 +224,7 @@ def test_meta_every_and_warm_up_decide_when_phi_moves(tmp_path):
     class Watched(UniformWeighting):
         steps: list[int] = []
 
-        def learn(self, batch, logit_tangent_BC, step_size, average=None):
+        def learn(self, batch, loss_gradient_BC, logit_tangent_BC, step_size, average=None):
             self.steps.append(run.state.global_step)
             return batch
 
