@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from hf_clidmu.batches import (
-    FEATURES_COLUMN,
     INDEX_COLUMN,
     IndexedDataset,
     MetaBatches,
@@ -240,8 +239,6 @@ class CLIDMUTrainer(Trainer):
         seed = derive_seed(self.args.seed, _DRAWS, purpose, self.state.global_step, micro_step, self.args.process_index)
         return torch.Generator(device=self.args.device).manual_seed(seed)
 
-    _micro_step, _drawn_at = 0, -1
-
     def _bare(self) -> nn.Module:  # a walk over all modules
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
@@ -430,7 +427,7 @@ class CLIDMUTrainer(Trainer):
         self._warmup_steps = 0 if self.config is None else self.config.warmup_of_meta(self.state.max_steps)
         return super()._prepare_for_training(*args, **kwargs)
 
-    _warmup_steps, _alignment = 0, math.nan
+    _warmup_steps, _alignment, _micro_step, _drawn_at = 0, math.nan, 0, -1
 
     def _build_weighting(self) -> None:
         config, tap = self.config, self.tap
@@ -458,10 +455,11 @@ class CLIDMUTrainer(Trainer):
     def _average(self, tensors: list[Tensor]) -> list[Tensor]:
         return [self.accelerator.reduce(tensor.contiguous(), reduction="mean") for tensor in tensors]
 
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            super()._set_signature_columns_if_needed()
-            self._signature_columns: Any = [*(self._signature_columns or []), INDEX_COLUMN, FEATURES_COLUMN]
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        if not isinstance(data_collator, SampleCollator):
+            return super()._get_collator_with_removed_columns(data_collator, description)
+        users = super()._get_collator_with_removed_columns(data_collator.collator, description)
+        return SampleCollator(users, data_collator.num_labels)  # outermost: it knows the columns that we add
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
