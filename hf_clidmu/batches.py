@@ -74,8 +74,32 @@ class CachedFeatures(Dataset):
             sample["labels"] = self.labels_N[row]
         return sample
 
+    def __getitems__(self, rows: list[int]) -> "StackedSamples":
+        index_B = torch.tensor(rows)
+        columns = {FEATURES_COLUMN: self.features_ND[index_B], INDEX_COLUMN: index_B}
+        if self.labels_N is not None:
+            columns["labels"] = self.labels_N[index_B]
+        return StackedSamples(columns)
+
     def evaluation_view(self) -> "CachedFeatures":
         return self
+
+
+class StackedSamples(Sequence[dict[str, Any]]):
+    """Samples that lie together, one tensor a column: they can be taken one by one, and need no stacking.
+
+    Args:
+        columns: tensors by name, of the same length.
+    """
+
+    def __init__(self, columns: dict[str, Tensor]):
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns[INDEX_COLUMN])
+
+    def __getitem__(self, position: Any) -> Any:
+        return {name: values[position] for name, values in self.columns.items()}
 
 
 class SampleCollator:
@@ -97,15 +121,15 @@ class SampleCollator:
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if not samples:
             raise ValueError("cannot collate an empty batch")
-        own = (INDEX_COLUMN, FEATURES_COLUMN)
-        rest = [{key: value for key, value in sample.items() if key not in own} for sample in samples]
-        if FEATURES_COLUMN in samples[0]:
-            batch = {key: torch.stack([torch.as_tensor(sample[key]) for sample in rest]) for key in rest[0]}
-            batch[FEATURES_COLUMN] = torch.stack([sample[FEATURES_COLUMN] for sample in samples])
+        if isinstance(samples, StackedSamples):
+            batch = dict(samples.columns)
+        elif FEATURES_COLUMN in samples[0]:
+            batch = {key: torch.stack([torch.as_tensor(sample[key]) for sample in samples]) for key in samples[0]}
         else:
+            rest = [{key: value for key, value in sample.items() if key != INDEX_COLUMN} for sample in samples]
             batch = dict(self.collator(rest))
-        if INDEX_COLUMN in samples[0]:
-            batch[INDEX_COLUMN] = torch.tensor([sample[INDEX_COLUMN] for sample in samples])
+            if INDEX_COLUMN in samples[0]:
+                batch[INDEX_COLUMN] = torch.tensor([sample[INDEX_COLUMN] for sample in samples])
         if self.num_labels is not None:
             check_labels(batch, self.num_labels)
             for name in LABEL_NAMES:
@@ -132,17 +156,17 @@ def check_labels(batch: Mapping[str, Any], num_labels: int) -> None:
         )
     if labels_B.is_floating_point() or labels_B.is_complex() or labels_B.dtype == torch.bool:
         raise ValueError(f"column '{name}' holds {labels_B.dtype} values; labels must be integers (cast the column)")
-    outside = ((labels_B < 0) | (labels_B >= num_labels)).nonzero().flatten().tolist()
-    if outside:
-        rows = batch.get(INDEX_COLUMN)
-        where = f"row {int(rows[outside[0]])}" if rows is not None else f"sample {outside[0]} of the batch"
+    outside_B = (labels_B < 0) | (labels_B >= num_labels)
+    if outside_B.any():
+        first, rows = int(outside_B.int().argmax()), batch.get(INDEX_COLUMN)
+        where = f"row {int(rows[first])}" if rows is not None else f"sample {first} of the batch"
         raise ValueError(
-            f"column '{name}', {where}: label {int(labels_B[outside[0]])} is outside 0..{num_labels - 1}, the classes "
+            f"column '{name}', {where}: label {int(labels_B[first])} is outside 0..{num_labels - 1}, the classes "
             f"of the model; map the labels to 0..{num_labels - 1} or load the model with more labels (num_labels)"
         )
 
 
-def fetch(dataset: Any, rows: list[int]) -> list[dict[str, Any]]:
+def fetch(dataset: Any, rows: list[int]) -> Sequence[dict[str, Any]]:
     """Several samples at once, by the dataset's own fast way where it has one."""
     if hasattr(dataset, "__getitems__"):
         return dataset.__getitems__(rows)

@@ -55,8 +55,8 @@ def forked_random_state(device: torch.device, seed: int | None = None) -> Iterat
     else:
         fork = torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)
     with fork:
-        if seed is not None:
-            torch.manual_seed(seed)
+        if seed is not None:  # torch.manual_seed looks for every kind of device there could be, in every step
+            (torch.default_generator if module is None else torch).manual_seed(seed)
         yield
 
 

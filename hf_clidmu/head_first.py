@@ -103,7 +103,7 @@ class HeadFirst(TrainerCallback):
         factors = [
             _factor(
                 self.steps,
-                learning_rate / base if base and any(id(p) in first for p in group["params"]) else 0.0,
+                learning_rate / float(base) if base and any(id(p) in first for p in group["params"]) else 0.0,
                 then,
             )
             for group, base, then in zip(optimizer.param_groups, after.base_lrs, after.lr_lambdas, strict=True)

@@ -1,7 +1,7 @@
 """What a run saw of every sample: the per-sample record from which wrong labels are read.
 
-Rows are stable sample indices, never batch positions. Everything lives in flat tensors on the training device, so
-listening costs a few scatter operations and never waits for the device.
+Rows are stable sample indices, never batch positions. Everything lives in two tables on the training device, a row per
+sample, so listening reads and writes each once and never waits for the device.
 
 Shape suffixes: N samples of the dataset, B batch, C classes.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas
     import pyarrow
 
+# The columns of the two tables, in their order there.
 _INTEGER = (
     "times_seen",
     "given_label",
@@ -42,10 +43,12 @@ class Ledger:
 
     def __init__(self, num_samples: int, device: torch.device | str = "cpu"):
         self.num_samples = num_samples
+        self._integers = torch.zeros(num_samples, len(_INTEGER), dtype=torch.int32, device=device)
+        self._reals = torch.zeros(num_samples, len(_REAL), dtype=torch.float32, device=device)
         self._columns = {
-            **{name: torch.zeros(num_samples, dtype=torch.int32, device=device) for name in _INTEGER},
-            **{name: torch.zeros(num_samples, dtype=torch.float32, device=device) for name in _REAL},
-        }
+            **dict(zip(_INTEGER, self._integers.unbind(dim=1), strict=True)),
+            **dict(zip(_REAL, self._reals.unbind(dim=1), strict=True)),
+        }  # views
         self._columns["given_label"].fill_(-1)
         self._columns["candidate"].fill_(-1)
 
@@ -60,34 +63,21 @@ class Ledger:
             weight_B: how much each label counted; None means 1.
         """
         logits_BC = logits_BC.detach().float()
-        predicted_B = logits_BC.argmax(dim=1)
         loss_B = F.cross_entropy(logits_BC, labels_B, reduction="none")
+        predicted_B = logits_BC.argmax(dim=1).int()
         agreed_B = (predicted_B == labels_B).int()
-        column = self._columns
 
-        last_B = column["last_agreed"][index_B]
-        candidate_B, votes_B = column["candidate"][index_B], column["candidate_votes"][index_B]
-        voted_B = predicted_B.to(candidate_B.dtype)
+        seen_B, _, times_agreed_B, forgotten_B, last_B, candidate_B, votes_B = self._integers[index_B].unbind(dim=1)
         # Boyer-Moore vote: finds the label that was predicted more than half of the time in constant memory.
-        replaced_B = votes_B == 0
-        candidate_B = torch.where(replaced_B, voted_B, candidate_B)
-        votes_B = torch.where(candidate_B == voted_B, votes_B + 1, votes_B - 1)
+        candidate_B = torch.where(votes_B == 0, predicted_B, candidate_B)
+        votes_B = torch.where(candidate_B == predicted_B, votes_B + 1, votes_B - 1)
+        forgotten_B = forgotten_B + (last_B > agreed_B).int()
+        integers = (seen_B + 1, labels_B.int(), times_agreed_B + agreed_B, forgotten_B, agreed_B, candidate_B, votes_B)
+        self._integers[index_B] = torch.stack(integers, dim=1)
 
-        values = {
-            "times_seen": column["times_seen"][index_B] + 1,
-            "given_label": labels_B,
-            "times_agreed": column["times_agreed"][index_B] + agreed_B,
-            "times_forgotten": column["times_forgotten"][index_B] + (last_B > agreed_B).int(),
-            "last_agreed": agreed_B,
-            "candidate": candidate_B,
-            "candidate_votes": votes_B,
-            "probability": column["probability"][index_B] + (-loss_B).exp(),
-            "margin": column["margin"][index_B] + label_margin(logits_BC, labels_B),
-            "loss": column["loss"][index_B] + loss_B,
-            "weight": column["weight"][index_B] + (1.0 if weight_B is None else weight_B.detach().float()),
-        }
-        for name, value in values.items():
-            column[name][index_B] = value.to(column[name].dtype)
+        counted_B = torch.ones_like(loss_B) if weight_B is None else weight_B.detach().float()
+        reals = ((-loss_B).exp(), label_margin(logits_BC, labels_B), loss_B, counted_B)
+        self._reals[index_B] += torch.stack(reals, dim=1)
 
     def table(self) -> "pyarrow.Table":
         """The record as a table, one row per sample that was seen.
@@ -139,7 +129,8 @@ class Ledger:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole record as tensors, for a checkpoint."""
-        return {name: values.cpu() for name, values in self._columns.items()}
+        whole = torch.contiguous_format  # a column of a table is not, and shares its memory
+        return {name: values.cpu().clone(memory_format=whole) for name, values in self._columns.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue a record.

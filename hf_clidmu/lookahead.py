@@ -119,7 +119,7 @@ class LookAhead:
         """
         trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         if self.scope == "head":
-            head = {id(parameter) for parameter in self.tap.head.parameters()}
+            head = {id(parameter) for parameter in self._head_parameters()}
             chosen = {name: parameter for name, parameter in trainable.items() if id(parameter) in head}
         elif self.scope == "all":
             chosen = trainable
@@ -204,7 +204,7 @@ class LookAhead:
 
         with torch.enable_grad(), torch.autocast(device_type=output.logits_BC.device.type, enabled=False):
             features_BD, gradient_BC = output.features_BD, loss_gradient_BC.to(output.features_BD.dtype)
-            theta = list(self.parameters(module).values())
+            theta = self._head_parameters()
             weight_CD = self.tap.weight_CD.detach().to(features_BD.dtype)
             bias_C = None if self.tap.bias_C is None else self.tap.bias_C.detach().to(features_BD.dtype)
             moves_weight = self.tap.weight_CD.requires_grad
@@ -234,6 +234,9 @@ class LookAhead:
                 directions[-1] if moves_bias else None,
             )
         return Judgement(meta_loss.detach(), tangent_BC)
+
+    def _head_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.tap.head.parameters() if parameter.requires_grad]
 
     def _judge(
         self, module: nn.Module, theta: Sequence[nn.Parameter], ahead: Sequence[Tensor], meta: MetaBatch
@@ -355,11 +358,11 @@ def private_buffers(module: nn.Module) -> Iterator[None]:
 
     A buffer that several modules share stays one buffer.
     """
+    owners = [module]
+    for owner in owners:  # the list grows meanwhile; `module.modules()` would put together the names of all on the way
+        owners.extend(child for child in owner._modules.values() if child is not None)
     originals = [
-        (owner, name, buffer)
-        for owner in module.modules()
-        for name, buffer in owner._buffers.items()
-        if buffer is not None
+        (owner, name, buffer) for owner in owners for name, buffer in owner._buffers.items() if buffer is not None
     ]
     copies = {id(buffer): buffer.clone() for _, _, buffer in originals}
     try:

@@ -5,7 +5,7 @@ A snapshot holds what training can change (trainable parameters and buffers), as
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -100,6 +100,16 @@ class Snapshots:
                 f"{self.top_k} by score are kept"
             )
         return load_file(self.folder / snapshot.file)
+
+    def visited(self, model: nn.Module) -> Generator[Snapshot, None, None]:
+        """Each kept snapshot, best first, while the model holds its weights; then the model gets its own back."""
+        before = changing_state(model)
+        try:
+            for snapshot in self.kept:
+                load_changing_state(model, self.weights(snapshot))
+                yield snapshot
+        finally:
+            load_changing_state(model, before)
 
     def load_selected(self, model: nn.Module, mode: str = "single") -> None:
         """Put the selected weights into the model: the best snapshot's, or for `soup` the mean of the best k.

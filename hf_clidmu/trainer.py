@@ -6,8 +6,8 @@ objective judges theta+), weighting (learns, then gives the loss), backward; the
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from hf_clidmu.batches import (
-    FEATURES_COLUMN,
     INDEX_COLUMN,
     IndexedDataset,
     MetaBatches,
@@ -31,6 +30,7 @@ from hf_clidmu.batches import (
 )
 from hf_clidmu.classifier import ClassifierTap, forked_random_state, model_logits
 from hf_clidmu.config import HEAD_LEARNING_RATE, CLIDMUConfig, refuse_unsupported
+from hf_clidmu.encodings import Encodings
 from hf_clidmu.head_first import HeadFirst
 from hf_clidmu.judge import Judge, warn_of_chance
 from hf_clidmu.ledger import Ledger
@@ -41,14 +41,11 @@ from hf_clidmu.optimizers import set_apart
 from hf_clidmu.precompute import (
     FeatureTable,
     FrozenBackbone,
-    FrozenEncoding,
     backbone_names,
-    encode,
-    encode_frozen,
     freeze_parameters,
     frozen_modules,
 )
-from hf_clidmu.snapshots import Snapshots, changing_state, load_changing_state, mean_log_probability, selection_score
+from hf_clidmu.snapshots import Snapshots, mean_log_probability, selection_score
 from hf_clidmu.state import load_optimizer_tensors, load_state, optimizer_tensors, save_state
 from hf_clidmu.weighting import Weighting, WeightingBatch, get_weighting
 
@@ -119,7 +116,7 @@ class CLIDMUTrainer(Trainer):
         self.backbone: FrozenBackbone | None = None
         self.ledger: Ledger | None = None
         self._judge_table: FeatureTable | None = None
-        self._encoded: dict[int, tuple[Any, FrozenEncoding]] = {}
+        self._encodings: Encodings | None = None
         self._meters = Meters()
         self._frozen_modules: list[nn.Module] = []
         self._head_first = HeadFirst()
@@ -161,7 +158,7 @@ class CLIDMUTrainer(Trainer):
         """One forward of the batch, a look-ahead judged on the meta batch, one backward of the weighted loss."""
         if not self.reweights:
             return super().training_step(model, inputs, num_items_in_batch)
-        if not model.training:  # a walk over all modules
+        if not model.training:
             model.train()
         inputs, labels_B, index_B = self._split(inputs)
 
@@ -170,13 +167,14 @@ class CLIDMUTrainer(Trainer):
         if self._meta_step_is_due():
             batch = self.weighting.prepare(batch, self._draws(0))
             meta, step_size = self._next_meta_batch(batch), self._step_size()
-            module, gradient_BC = self._bare(model), self.weighting.loss_gradient(batch)
-            judgement = self.lookahead(module, inputs, output, gradient_BC, meta, step_size, self.optimizer)
-            batch = self.weighting.learn(batch, judgement.logit_tangent_BC, step_size, self.lookahead.average)
-            self._meters.add("meta_loss", judgement.meta_loss)
+            module, gradient_BC = self._module, self.weighting.loss_gradient(batch)
+            judged = self.lookahead(module, inputs, output, gradient_BC.detach(), meta, step_size, self.optimizer)
+            batch = self.weighting.learn(batch, gradient_BC, judged.logit_tangent_BC, step_size, self.lookahead.average)
+            self._meters.add("meta_loss", judged.meta_loss)
         batch = self.weighting.prepare(batch, self._draws(1))
-        loss = self._loss(batch) / self.current_gradient_accumulation_steps
-        self._listen(batch)
+        loss, weight_B = self._loss(batch)
+        loss = loss / self.current_gradient_accumulation_steps
+        self._listen(batch, weight_B)
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -194,8 +192,8 @@ class CLIDMUTrainer(Trainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         self._index_B = inputs.get(INDEX_COLUMN)  # for compute_loss, which gets what the model gets
         inputs = super()._prepare_inputs({key: value for key, value in inputs.items() if key != INDEX_COLUMN})
-        if self.model.training:
-            for module in (*self._frozen_modules, *self._head_first.still):
+        for module in (*self._frozen_modules, *self._head_first.still) if self.model.training else ():
+            if module.training:
                 module.eval()
         return inputs
 
@@ -203,9 +201,11 @@ class CLIDMUTrainer(Trainer):
         step = self.state.global_step
         return self.weighting.learns and step >= self._warmup_steps and step % self.config.meta_every == 0
 
-    def _loss(self, batch: WeightingBatch) -> Tensor:
+    def _loss(self, batch: WeightingBatch) -> tuple[Tensor, Tensor]:
+        """The loss to go down, and how much each label counts in it."""
         if self.weighting.learns and self.state.global_step < self._warmup_steps:
-            return nn.functional.cross_entropy(batch.logits_BC, batch.labels_B)
+            loss = nn.functional.cross_entropy(batch.logits_BC, batch.labels_B)
+            return loss, torch.ones_like(batch.logits_BC[:, 0])
         return self.weighting.real_loss(batch)
 
     def _step_size(self) -> float:
@@ -240,14 +240,11 @@ class CLIDMUTrainer(Trainer):
         seed = derive_seed(self.args.seed, _DRAWS, purpose, self.state.global_step, micro_step, self.args.process_index)
         return torch.Generator(device=self.args.device).manual_seed(seed)
 
-    _micro_step, _drawn_at = 0, -1
-
-    def _bare(self, model: nn.Module) -> nn.Module:
-        return self.accelerator.unwrap_model(model, keep_torch_compile=False)
+    def _bare(self) -> nn.Module:  # a walk over all modules
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     @torch.no_grad()
-    def _listen(self, batch: WeightingBatch) -> None:
-        weight_B = self.weighting.weights(batch)
+    def _listen(self, batch: WeightingBatch, weight_B: Tensor) -> None:
         self._meters.add("weight_mean", weight_B.mean())
         self._meters.add("weight_std", weight_B.std(correction=0))
         if self.ledger is not None and batch.index_B is not None:
@@ -305,40 +302,50 @@ class CLIDMUTrainer(Trainer):
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        return super().get_eval_dataloader(self._from_cache(eval_dataset))
+        return super().get_eval_dataloader(self._stored(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As in Trainer; the frozen part of the model runs over a dataset once."""
-        return super().get_test_dataloader(self._from_cache(test_dataset))
+        return super().get_test_dataloader(self._stored(test_dataset))
 
     def _prepare_run(self) -> None:
         """Everything that is computed once, before the first step, from the model as it then is."""
         self._prepared = True
         self.tap = ClassifierTap(self.model, self.config.classifier_module)  # model_init may have made a new one
         self._frozen_modules = frozen_modules(self.model) if self.config.freeze else []
-        self._encoded.clear()
         dataset = self.train_dataset
-        if streams := is_stream(dataset):
-            self._run_dataset, self.ledger = dataset, None
-        else:
+        if not (streams := is_stream(dataset)):
             if len(dataset) == 0:
                 raise ValueError("the training dataset is empty")
             dataset = IndexedDataset(dataset)
-            self._find_backbone(dataset)
-            self._run_dataset = self._from_cache(dataset)
-            self.ledger = Ledger(len(dataset), self.args.device) if self.config.keep_ledger else None
+        self.backbone = None if streams else self._find_backbone(dataset)
+        self._encodings = Encodings(
+            self._bare(),
+            self.tap,
+            self.backbone,
+            self.data_collator,
+            self.args.per_device_eval_batch_size,
+            self.args.device,
+            self.config.frozen_cache_dir,
+        )
+        self._run_dataset = self._stored(dataset)
+        self.ledger = Ledger(len(dataset), self.args.device) if self.config.keep_ledger and not streams else None
         if not streams or self.config.judge_source == "eval":
             self._prepare_judge(dataset)
         if self.reweights:
             self._prepare_meta_batches(dataset)
 
-    def _find_backbone(self, dataset: IndexedDataset) -> None:
+    def _find_backbone(self, dataset: IndexedDataset) -> FrozenBackbone | None:
         if not (self.config.freeze and self.config.cache_frozen):
-            return
+            return None
         probe = self.data_collator([dataset[row] for row in range(min(2, len(dataset)))])
-        self.backbone = FrozenBackbone.find(self.model, self.tap, model_inputs(probe, self.args.device))
-        if self.backbone is not None:
-            self._run_scope.enter_context(self.backbone.installed(self.model))
+        backbone = FrozenBackbone.find(self.model, self.tap, model_inputs(probe, self.args.device))
+        if backbone is not None:
+            self._run_scope.enter_context(backbone.installed(self.model))
+        return backbone
+
+    def _stored(self, dataset: Any) -> Any:
+        return dataset if self._encodings is None else self._encodings.stored(dataset)
 
     def _prepare_judge(self, dataset: IndexedDataset) -> None:
         config = self.config
@@ -348,15 +355,16 @@ class CLIDMUTrainer(Trainer):
         rows = random_rows(
             len(source), min(config.judge_size, len(source)), derive_seed(self.args.seed, _JUDGE), "judge_size"
         )
-        general_ND = self._pretrained_features(source, rows) if self._by_pretrained(config.judge_features) else None
+        assert self._encodings is not None
+        by_pretrained = self._by_pretrained(config.judge_features)
         self.judge = Judge(
             tap=self.tap,
-            dataset=self._from_cache(source),
+            dataset=self._stored(source),
             rows=rows,
             collate=self.data_collator,
             batch_size=self.args.per_device_eval_batch_size,
             temperature=config.temperature,
-            features_ND=general_ND,
+            features_ND=self._encodings.general_features(source, rows) if by_pretrained else None,
             by_class=config.judge_predictions == "classes",
         )
 
@@ -374,7 +382,7 @@ class CLIDMUTrainer(Trainer):
         rows: list[int] | None = None
         if config.meta_source != "batch":
             self.meta_batches = MetaBatches(
-                self._from_cache(source),
+                self._stored(source),
                 size,
                 batch_size,
                 self.data_collator,
@@ -384,38 +392,14 @@ class CLIDMUTrainer(Trainer):
             rows = self.meta_batches.rows
         if self._by_pretrained(config.objective_features):
             rows = list(range(len(source))) if rows is None else rows
-            self._judge_table = FeatureTable(rows, self._pretrained_features(source, rows))
+            assert self._encodings is not None
+            self._judge_table = FeatureTable(rows, self._encodings.general_features(source, rows))
 
     def _by_pretrained(self, features: str) -> bool:
         return self._is_pretrained() if features == "auto" else features == "pretrained"
 
     def _is_pretrained(self) -> bool:
         return bool(getattr(getattr(self.model, "config", None), "_name_or_path", ""))  # it was loaded, not made
-
-    def _pretrained_features(self, dataset: Any, rows: list[int]) -> Tensor:
-        """Features of these rows for the judge, by the model before training."""
-        if self.backbone is not None:
-            return self._encoding(dataset).general_ND[rows]
-        with forked_random_state(self.args.device):
-            how = (self.data_collator, self.args.per_device_eval_batch_size, self.args.device)
-            return encode(self._bare(self.model), self.tap, dataset, *how, rows=rows).general_ND
-
-    def _encoding(self, dataset: Any) -> FrozenEncoding:
-        """What the frozen backbone makes of a whole dataset; computed once."""
-        key = id(dataset.dataset) if isinstance(dataset, IndexedDataset) else id(dataset)
-        if key not in self._encoded:
-            assert self.backbone is not None
-            how = (self.data_collator, self.args.per_device_eval_batch_size, self.args.device, self.backbone)
-            with forked_random_state(self.args.device):
-                encoding = encode_frozen(self._bare(self.model), self.tap, dataset, *how, self.config.frozen_cache_dir)
-            self._encoded[key] = (dataset, encoding)  # holding the dataset keeps its id
-        return self._encoded[key][1]
-
-    def _from_cache(self, dataset: Any) -> Any:
-        """The dataset as stored outputs of the frozen backbone, where there is one; the dataset itself otherwise."""
-        if self.backbone is None or dataset is None or isinstance(dataset, dict) or not hasattr(dataset, "__len__"):
-            return dataset
-        return self._encoding(dataset).dataset()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As in Trainer; what lies above the encoder has a rate of its own where `head_learning_rate` says so."""
@@ -451,7 +435,7 @@ class CLIDMUTrainer(Trainer):
             self._head_first.bind(self.model, backbone_names(self.model, self.tap), head_steps)
         return super()._prepare_for_training(*args, **kwargs)
 
-    _warmup_steps, _alignment = 0, math.nan
+    _warmup_steps, _alignment, _micro_step, _drawn_at = 0, math.nan, 0, -1
 
     def _build_weighting(self) -> None:
         config, tap = self.config, self.tap
@@ -473,15 +457,17 @@ class CLIDMUTrainer(Trainer):
             radius=None if half is None else PERTURBATION_RADIUS[half],
             average=self._average if self.accelerator.num_processes > 1 else None,
         )
-        self.lookahead.parameters(self._bare(self.model))  # a scope that matches nothing fails now, not later
+        self._module = self._bare()
+        self.lookahead.parameters(self._module)  # a scope that matches nothing fails now, not later
 
     def _average(self, tensors: list[Tensor]) -> list[Tensor]:
         return [self.accelerator.reduce(tensor.contiguous(), reduction="mean") for tensor in tensors]
 
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            super()._set_signature_columns_if_needed()
-            self._signature_columns: Any = [*(self._signature_columns or []), INDEX_COLUMN, FEATURES_COLUMN]
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        if not isinstance(data_collator, SampleCollator):
+            return super()._get_collator_with_removed_columns(data_collator, description)
+        users = super()._get_collator_with_removed_columns(data_collator.collator, description)
+        return SampleCollator(users, data_collator.num_labels)  # outermost: it knows the columns that we add
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
@@ -518,7 +504,7 @@ class CLIDMUTrainer(Trainer):
         return output
 
     def _judged(self) -> dict[str, float]:
-        reading = self.judge.read(self._bare(self.model), self.args.device)
+        reading = self.judge.read(self._bare(), self.args.device)
         return {"eval_clid": reading.clid, "eval_clid_alignment": reading.alignment}
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
@@ -546,9 +532,8 @@ class CLIDMUTrainer(Trainer):
         if self.snapshots is None or not self.snapshots.kept:
             raise ValueError("there are no snapshots to predict with: train with an eval_strategy other than 'no'")
         members: list[np.ndarray] = []
-        with self._restored():
-            for member in self.snapshots.kept:
-                load_changing_state(self.model, self.snapshots.weights(member))
+        with closing(self.snapshots.visited(self.model)) as visits:
+            for _ in visits:
                 output = self._predict_single(test_dataset, ignore_keys, metric_key_prefix)
                 members.append(output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions)
         log_probability_NC = mean_log_probability(members)
@@ -557,14 +542,6 @@ class CLIDMUTrainer(Trainer):
             scores = self.compute_metrics(EvalPrediction(log_probability_NC, output.label_ids))
             metrics.update({f"{metric_key_prefix}_{key}": value for key, value in scores.items()})
         return output._replace(predictions=log_probability_NC, metrics=metrics)
-
-    @contextmanager
-    def _restored(self) -> Iterator[None]:
-        before = changing_state(self.model)
-        try:
-            yield
-        finally:
-            load_changing_state(self.model, before)
 
     # ---- logging and state ---------------------------------------------------------------------------------------
 

@@ -117,6 +117,13 @@ def test_cached_features_are_samples(labelled):
     assert torch.equal(batch[FEATURES_COLUMN], features_ND[[2, 0]])
     assert batch[INDEX_COLUMN].tolist() == [2, 0]
     assert (batch["labels"].tolist() == [1, 3]) if labelled else ("labels" not in batch)
+    # Fetched together they lie together, and are the same samples.
+    stacked = fetch(dataset, [2, 0])
+    assert len(stacked) == 2 and [int(sample[INDEX_COLUMN]) for sample in stacked] == [2, 0]
+    together = SampleCollator(None, 4)(stacked)
+    assert set(together) == set(batch) and all(torch.equal(together[name], batch[name]) for name in batch)
+    one_by_one = SampleCollator(None, 4)(list(stacked))
+    assert all(torch.equal(one_by_one[name], batch[name]) for name in batch)
 
 
 # ---- collating -------------------------------------------------------------------------------------------------------

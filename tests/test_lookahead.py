@@ -152,8 +152,8 @@ class Case:
         lookahead = LookAhead(self.tap, self.objective, scope, tangent, **options)
         output, batch = self.forward()
         gradient_BC, meta = self.weighting.loss_gradient(batch), self.meta() if meta is None else meta
-        judgement = lookahead(self.model, self.inputs, output, gradient_BC, meta, step_size, optimizer)
-        return judgement, self.weighting.hypergradient(batch, judgement.logit_tangent_BC, step_size)
+        judgement = lookahead(self.model, self.inputs, output, gradient_BC.detach(), meta, step_size, optimizer)
+        return judgement, self.weighting.hypergradient(batch, gradient_BC, judgement.logit_tangent_BC, step_size)
 
     def double_backward(
         self,
@@ -297,8 +297,9 @@ class OracleStep:
         batch = WeightingBatch(output.logits_BC, output.features_BD, self.arrays["labels_B"], noise_BC=noise_BC)
         meta = MetaBatch({"x": self.arrays["meta_x_MD"]}, self.arrays["meta_labels_M"])
         gradient_BC = self.weighting.loss_gradient(batch)
-        judgement = lookahead(self.model, self.inputs, output, gradient_BC, meta, self.lr)
-        return output, batch, judgement, self.weighting.hypergradient(batch, judgement.logit_tangent_BC, self.lr)
+        judgement = lookahead(self.model, self.inputs, output, gradient_BC.detach(), meta, self.lr)
+        tangent_BC = judgement.logit_tangent_BC
+        return output, batch, judgement, self.weighting.hypergradient(batch, gradient_BC, tangent_BC, self.lr)
 
 
 @pytest.mark.parametrize("name", ORACLES)
@@ -338,7 +339,8 @@ def test_meta_step_equals_the_oracle(oracle, name):
         errors[f"hypergradient {key}"] = relative_error(got, want)
 
     step.weighting.configure_optimizer("sgd", step.meta_lr, 0.0)
-    batch = step.weighting.learn(batch, judgement.logit_tangent_BC, step.lr)
+    gradient_BC = step.weighting.loss_gradient(batch)
+    batch = step.weighting.learn(batch, gradient_BC, judgement.logit_tangent_BC, step.lr)
     errors["phi_after"] = relative_error(list(step.weighting.parameters()), step.in_order("phi_after"))
     moved = [p - before for p, before in zip(step.weighting.parameters(), step.in_order("phi"), strict=True)]
     want = [p - before for p, before in zip(step.in_order("phi_after"), step.in_order("phi"), strict=True)]
@@ -348,7 +350,7 @@ def test_meta_step_equals_the_oracle(oracle, name):
     else:
         batch = WeightingBatch(output.logits_BC, output.features_BD, batch.labels_B, noise_BC=arrays["eps_update_BC"])
         errors["rectifier_after"] = relative_error(step.weighting.rectifier(batch), arrays["rectifier_after_BC"])
-    loss = step.weighting.real_loss(batch)
+    loss, _ = step.weighting.real_loss(batch)
     loss.backward()
     errors["update_loss"] = relative_error(loss, arrays["update_loss"])
     for key, value in step.section("update_gradient").items():
@@ -600,7 +602,7 @@ def test_no_side_effects(scope, tangent, checkpointed, training):
     fill_gradients(case.model)
     lookahead = LookAhead(case.tap, case.objective, scope, tangent)
     output, batch = case.forward()
-    gradient_BC = case.weighting.loss_gradient(batch)
+    gradient_BC = case.weighting.loss_gradient(batch).detach()
     with nothing_changes(case.model):
         lookahead(case.model, case.inputs, output, gradient_BC, case.meta(), STEP_SIZE)
 
@@ -622,7 +624,7 @@ def test_no_side_effects_when_the_model_raises(scope, tangent, call):
     fill_gradients(case.model)
     lookahead = LookAhead(case.tap, case.objective, scope, tangent)
     output, batch = case.forward()
-    arguments = case.model, case.inputs, output, case.weighting.loss_gradient(batch), case.meta(), STEP_SIZE
+    arguments = case.model, case.inputs, output, case.weighting.loss_gradient(batch).detach(), case.meta(), STEP_SIZE
     case.model.fragile.raises_on = call
     with nothing_changes(case.model), pytest.raises(ArithmeticError, match=f"call {call}"):
         lookahead(*arguments)
@@ -641,10 +643,10 @@ def test_the_real_backward_is_the_same_with_and_without(scope, tangent, checkpoi
         torch.manual_seed(11)
         output, batch = case.forward()
         if look:
-            gradient_BC = case.weighting.loss_gradient(batch)
+            gradient_BC = case.weighting.loss_gradient(batch).detach()
             lookahead = LookAhead(case.tap, case.objective, scope, tangent)
             lookahead(case.model, case.inputs, output, gradient_BC, case.meta(), STEP_SIZE)
-        case.weighting.real_loss(batch).backward()
+        case.weighting.real_loss(batch)[0].backward()
         results.append([*(p.grad for p in case.model.parameters()), *case.model.buffers(), torch.rand(3)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import Trainer, TrainingArguments, default_data_collator
 
-from hf_clidmu.batches import INDEX_COLUMN
+from hf_clidmu.batches import INDEX_COLUMN, IndexedDataset
 from hf_clidmu.config import CLIDMUConfig
 from hf_clidmu.judge import Reading
 from hf_clidmu.trainer import LEDGER_NAME, CLIDMUTrainer
@@ -170,7 +170,7 @@ class UniformWeighting(Weighting):
     def weights(self, batch):
         return torch.ones_like(batch.logits_BC[:, 0])
 
-    def learn(self, batch, logit_tangent_BC, step_size, average=None):
+    def learn(self, batch, loss_gradient_BC, logit_tangent_BC, step_size, average=None):
         assert logit_tangent_BC.shape == batch.logits_BC.shape
         return batch
 
@@ -224,7 +224,7 @@ def test_meta_every_and_warm_up_decide_when_phi_moves(tmp_path):
     class Watched(UniformWeighting):
         steps: list[int] = []
 
-        def learn(self, batch, logit_tangent_BC, step_size, average=None):
+        def learn(self, batch, loss_gradient_BC, logit_tangent_BC, step_size, average=None):
             self.steps.append(run.state.global_step)
             return batch
 
@@ -255,6 +255,23 @@ def test_meta_batches_carry_no_labels_unless_the_objective_reads_them(tmp_path):
         batch = run._next_meta_batch(None)
         assert (batch.labels_M is not None) == expected
         assert not {"labels", "label", INDEX_COLUMN} & set(batch.inputs)
+
+
+def test_columns_the_model_does_not_know_are_removed_and_ours_stay(tmp_path):
+    class Commented(Samples):
+        def __getitem__(self, row):
+            return {**super().__getitem__(row), "comment": "no tensor"}
+
+    seen = []
+
+    def collate(samples):
+        seen.extend(samples)
+        return default_data_collator(samples)
+
+    run = CLIDMUTrainer(tiny_classifier("bert"), settings(tmp_path), collate, Commented("bert"))
+    batch = next(iter(run.get_eval_dataloader(IndexedDataset(Commented("bert")))))
+    assert {frozenset(sample) for sample in seen} == {frozenset(["input_ids", "attention_mask", "labels"])}
+    assert batch[INDEX_COLUMN].tolist() == list(range(len(batch[INDEX_COLUMN])))
 
 
 # ---- selection -------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ class WeightingBatch:
         index_B: stable sample indices, or None where the dataset has none.
         noise_BC: standard normal draws, for weightings that sample (see [`Weighting.prepare`]).
         weight_B: per-sample weights that were found for this very batch (see [`FreeWeighting`]).
+        posterior: mean and log-variance, (B, C) each, for this very batch and the present phi (see [`VRI.precompute`]).
     """
 
     logits_BC: Tensor
@@ -35,6 +36,7 @@ class WeightingBatch:
     index_B: Tensor | None = None
     noise_BC: Tensor | None = None
     weight_B: Tensor | None = None
+    posterior: tuple[Tensor, Tensor] | None = None
 
     def with_logits(self, logits_BC: Tensor) -> "WeightingBatch":
         """The same batch with other logits: the point at which a weighting is differentiated."""
@@ -75,25 +77,39 @@ class Weighting(nn.Module, ABC):
         """What happens once before the batch is used: random draws, memories. Default: the batch, unchanged."""
         return batch
 
-    def loss_gradient(self, batch: WeightingBatch) -> Tensor:
-        """`dL/dz` of the inner loss, (B, C), detached: all that the look-ahead needs to know of it."""
-        with torch.enable_grad(), torch.autocast(device_type=batch.logits_BC.device.type, enabled=False):
-            logits_BC = batch.logits_BC.detach().requires_grad_()
-            (gradient_BC,) = torch.autograd.grad(self.real_loss(batch.with_logits(logits_BC)), logits_BC)
-        return gradient_BC
+    def precompute(self, batch: WeightingBatch) -> WeightingBatch:
+        """Attach what [`inner_loss`] and [`weights`] would both compute. Default: the batch, unchanged."""
+        return batch
 
-    def real_loss(self, batch: WeightingBatch) -> Tensor:
-        """The inner loss with phi held fixed, for the real update: its backward leaves nothing on phi."""
+    def real_loss(self, batch: WeightingBatch) -> tuple[Tensor, Tensor]:
+        """The inner loss with phi held fixed, for the real update, and how much each label counts in it, (B,).
+
+        The backward of the loss leaves nothing on phi.
+        """
         phi = self._phi()
         try:
             for parameter in phi:
                 parameter.requires_grad_(False)
-            return self.inner_loss(batch)
+            batch = self.precompute(batch)
+            return self.inner_loss(batch), self.weights(batch).detach()
         finally:
             for parameter in phi:
                 parameter.requires_grad_(True)
 
-    def hypergradient(self, batch: WeightingBatch, logit_tangent_BC: Tensor, step_size: float) -> list[Tensor]:
+    def loss_gradient(self, batch: WeightingBatch) -> Tensor:
+        """`dL/dz` of the inner loss, (B, C), attached to phi's graph and to nothing else.
+
+        Its value is all that the look-ahead needs to know of the loss; its graph is what [`learn`] goes back through.
+        """
+        with torch.enable_grad(), torch.autocast(device_type=batch.logits_BC.device.type, enabled=False):
+            logits_BC = batch.logits_BC.detach().requires_grad_()
+            loss = self.inner_loss(batch.with_logits(logits_BC))
+            (loss_gradient_BC,) = torch.autograd.grad(loss, logits_BC, create_graph=True)
+        return loss_gradient_BC
+
+    def hypergradient(
+        self, batch: WeightingBatch, loss_gradient_BC: Tensor, logit_tangent_BC: Tensor, step_size: float
+    ) -> list[Tensor]:
         """Gradient of the meta objective with respect to phi, through one look-ahead step.
 
         With l the inner loss, zdot the logit tangent and eta the step size:
@@ -101,6 +117,7 @@ class Weighting(nn.Module, ABC):
 
         Args:
             batch: the training batch; its logits and features are constants here.
+            loss_gradient_BC: (B, C), `dl/dz` as [`loss_gradient`] returned it; its graph is used up.
             logit_tangent_BC: (B, C), `J_theta z(theta) D u` with u the objective's gradient at the look-ahead.
             step_size: eta of the look-ahead.
 
@@ -109,22 +126,16 @@ class Weighting(nn.Module, ABC):
         """
         phi = self._phi()
         with torch.enable_grad(), torch.autocast(device_type=batch.logits_BC.device.type, enabled=False):
-            logits_BC = batch.logits_BC.detach().requires_grad_()
-            at_logits = batch.with_logits(logits_BC)
-            (loss_gradient_BC,) = torch.autograd.grad(self.inner_loss(at_logits), logits_BC, create_graph=True)
             outer = -step_size * (loss_gradient_BC * logit_tangent_BC).sum()
-            penalty = self.outer_penalty(at_logits)
+            penalty = self.outer_penalty(batch.with_logits(batch.logits_BC.detach()))
             if penalty is not None:
                 outer = outer + penalty
-            gradients = torch.autograd.grad(outer, phi, allow_unused=True)
-        return [
-            torch.zeros_like(parameter) if gradient is None else gradient
-            for parameter, gradient in zip(phi, gradients, strict=True)
-        ]
+            return list(torch.autograd.grad(outer, phi, allow_unused=True, materialize_grads=True))
 
     def learn(
         self,
         batch: WeightingBatch,
+        loss_gradient_BC: Tensor,
         logit_tangent_BC: Tensor,
         step_size: float,
         average: Callable[[list[Tensor]], list[Tensor]] | None = None,
@@ -133,6 +144,7 @@ class Weighting(nn.Module, ABC):
 
         Args:
             batch: the training batch.
+            loss_gradient_BC: (B, C), what [`loss_gradient`] returned for this batch.
             logit_tangent_BC: (B, C), see [`hypergradient`].
             step_size: eta of the look-ahead.
             average: averages gradients over processes; None for a single process.
@@ -142,7 +154,7 @@ class Weighting(nn.Module, ABC):
         """
         if self.optimizer is None:
             raise RuntimeError("call configure_optimizer() before learn()")
-        gradients = self.hypergradient(batch, logit_tangent_BC, step_size)
+        gradients = self.hypergradient(batch, loss_gradient_BC, logit_tangent_BC, step_size)
         if average is not None:
             gradients = average(gradients)
         for parameter, gradient in zip(self._phi(), gradients, strict=True):

@@ -29,6 +29,7 @@ class FreeWeighting(SampleWeighting):
     def learn(
         self,
         batch: WeightingBatch,
+        loss_gradient_BC: Tensor,
         logit_tangent_BC: Tensor,
         step_size: float,
         average: Callable[[list[Tensor]], list[Tensor]] | None = None,

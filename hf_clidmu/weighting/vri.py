@@ -60,6 +60,8 @@ class VRI(Weighting):
 
     def posterior(self, batch: WeightingBatch) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the rectifier's logit given features and label, (B, C) each."""
+        if batch.posterior is not None:
+            return batch.posterior
         return self._distribution(batch.features_BD, self.label_embedding(batch.labels_B))
 
     def prior(self, batch: WeightingBatch) -> tuple[Tensor, Tensor]:
@@ -79,6 +81,9 @@ class VRI(Weighting):
             batch.logits_BC.shape, generator=generator, device=batch.logits_BC.device, dtype=batch.logits_BC.dtype
         )
         return replace(batch, noise_BC=noise_BC)
+
+    def precompute(self, batch: WeightingBatch) -> WeightingBatch:
+        return replace(batch, posterior=self.posterior(batch))
 
     def inner_loss(self, batch: WeightingBatch) -> Tensor:
         return F.cross_entropy(self.rectifier(batch) * batch.logits_BC, batch.labels_B)

@@ -114,6 +114,14 @@ def numeric_hypergradient(bilevel: Bilevel, weighting: Weighting, epsilon: float
     return gradients
 
 
+def hypergradient(weighting: Weighting, batch: WeightingBatch, tangent_BC: Tensor, size: float = STEP_SIZE):
+    return weighting.hypergradient(batch, weighting.loss_gradient(batch), tangent_BC, size)
+
+
+def learn(weighting: Weighting, batch: WeightingBatch, tangent_BC: Tensor, *average: Callable) -> WeightingBatch:
+    return weighting.learn(batch, weighting.loss_gradient(batch), tangent_BC, STEP_SIZE, *average)
+
+
 def flat(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
@@ -125,7 +133,7 @@ def flat(tensors: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("name", BUILDERS)
 def test_hypergradient_equals_numeric_differences_of_the_bilevel_objective(name, objective):
     bilevel, weighting = Bilevel(objective), build(name)
-    got = weighting.hypergradient(bilevel.batch(), bilevel.logit_tangent(weighting), STEP_SIZE)
+    got = hypergradient(weighting, bilevel.batch(), bilevel.logit_tangent(weighting))
     want = numeric_hypergradient(bilevel, weighting)
     assert [g.shape for g in got] == [p.shape for p in weighting.parameters()]
     assert float(flat(want).norm()) > 1e-5
@@ -135,7 +143,7 @@ def test_hypergradient_equals_numeric_differences_of_the_bilevel_objective(name,
 def test_the_penalty_alone_has_its_own_gradient():
     bilevel, weighting = Bilevel(), build("vri_kl")
     still_BC = torch.zeros(6, CLASSES, dtype=torch.float64)
-    got = weighting.hypergradient(bilevel.batch(), still_BC, STEP_SIZE)
+    got = hypergradient(weighting, bilevel.batch(), still_BC)
     penalty = weighting.outer_penalty(bilevel.batch())
     want = torch.autograd.grad(penalty, list(weighting.parameters()), materialize_grads=True)
     torch.testing.assert_close(got, list(want), rtol=1e-12, atol=1e-14)
@@ -145,11 +153,11 @@ def test_the_penalty_alone_has_its_own_gradient():
 def test_hypergradient_is_linear_in_step_size_and_tangent(name):
     bilevel, weighting = Bilevel(), build(name)
     tangent_BC = bilevel.logit_tangent(weighting)
-    once = flat(weighting.hypergradient(bilevel.batch(), tangent_BC, STEP_SIZE))
+    once = flat(hypergradient(weighting, bilevel.batch(), tangent_BC))
     assert (
-        relative_error(flat(weighting.hypergradient(bilevel.batch(), 3 * tangent_BC, 2 * STEP_SIZE)), 6 * once) < 1e-12
+        relative_error(flat(hypergradient(weighting, bilevel.batch(), 3 * tangent_BC, 2 * STEP_SIZE)), 6 * once) < 1e-12
     )
-    nothing = flat(weighting.hypergradient(bilevel.batch(), torch.zeros_like(tangent_BC), STEP_SIZE))
+    nothing = flat(hypergradient(weighting, bilevel.batch(), torch.zeros_like(tangent_BC)))
     assert bool((nothing == 0).all())
 
 
@@ -159,7 +167,7 @@ def test_hypergradient_touches_neither_gradients_nor_the_classifier(name):
     theta = [tensor.clone().requires_grad_() for tensor in bilevel.theta]
     batch = bilevel.batch(theta)
     with torch.no_grad():  # as a trainer may call it
-        weighting.hypergradient(batch, bilevel.any_tangent(), STEP_SIZE)
+        hypergradient(weighting, batch, bilevel.any_tangent())
     assert all(p.grad is None for p in [*weighting.parameters(), *theta])
     batch.logits_BC.sum().backward()  # the graph is still there
 
@@ -175,9 +183,9 @@ def test_autocast_does_not_reach_the_hypergradient(name):
         noise_BC=batch.noise_BC.float(),
     )
     tangent_BC = bilevel.any_tangent().float()
-    want, gradient_BC = weighting.hypergradient(batch, tangent_BC, STEP_SIZE), weighting.loss_gradient(batch)
+    want, gradient_BC = hypergradient(weighting, batch, tangent_BC), weighting.loss_gradient(batch)
     with torch.autocast("cpu", torch.bfloat16):
-        got = weighting.hypergradient(batch, tangent_BC, STEP_SIZE)
+        got = hypergradient(weighting, batch, tangent_BC)
         assert torch.equal(weighting.loss_gradient(batch), gradient_BC)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
@@ -191,8 +199,8 @@ def test_learn_is_one_step_of_sgd_on_the_hypergradient(name):
     weighting.configure_optimizer("sgd", 0.1, 0.0)
     batch, tangent_BC = bilevel.batch(), bilevel.logit_tangent(weighting)
     before = [p.detach().clone() for p in weighting.parameters()]
-    gradients = weighting.hypergradient(batch, tangent_BC, STEP_SIZE)
-    assert weighting.learn(batch, tangent_BC, STEP_SIZE) is batch
+    gradients = hypergradient(weighting, batch, tangent_BC)
+    assert learn(weighting, batch, tangent_BC) is batch
     want = [p - 0.1 * g for p, g in zip(before, gradients, strict=True)]
     torch.testing.assert_close([p.detach() for p in weighting.parameters()], want, rtol=1e-14, atol=1e-17)
     assert all(p.grad is None and p.requires_grad for p in weighting.parameters())
@@ -204,7 +212,7 @@ def test_learn_descends_the_bilevel_objective():
         weighting.configure_optimizer("sgd", 0.05, 0.0)
         before = bilevel.outer(weighting)
         for _ in range(3):
-            weighting.learn(bilevel.batch(), bilevel.logit_tangent(weighting), STEP_SIZE)
+            learn(weighting, bilevel.batch(), bilevel.logit_tangent(weighting))
         assert bilevel.outer(weighting) < before
 
 
@@ -219,8 +227,8 @@ def test_learn_applies_the_average_over_processes():
     weighting.configure_optimizer("sgd", 0.1, 0.0)
     tangent_BC = bilevel.logit_tangent(weighting)
     before = [p.detach().clone() for p in weighting.parameters()]
-    gradients = weighting.hypergradient(bilevel.batch(), tangent_BC, STEP_SIZE)
-    weighting.learn(bilevel.batch(), tangent_BC, STEP_SIZE, average)
+    gradients = hypergradient(weighting, bilevel.batch(), tangent_BC)
+    learn(weighting, bilevel.batch(), tangent_BC, average)
     assert len(seen) == 1 and all(torch.equal(a, b) for a, b in zip(seen[0], gradients, strict=True))
     want = [p - 0.1 * g / 4 for p, g in zip(before, gradients, strict=True)]
     torch.testing.assert_close([p.detach() for p in weighting.parameters()], want, rtol=1e-14, atol=1e-17)
@@ -238,7 +246,7 @@ def test_optimiser_by_name(name, kind):
 def test_learning_errors():
     bilevel, weighting = Bilevel(), build("wnet")
     with pytest.raises(RuntimeError, match="configure_optimizer"):
-        weighting.learn(bilevel.batch(), bilevel.any_tangent(), STEP_SIZE)
+        learn(weighting, bilevel.batch(), bilevel.any_tangent())
     with pytest.raises(ValueError, match="'adam' or 'sgd', got 'lion'"):
         weighting.configure_optimizer("lion", 0.1, 0.0)
     free = FreeWeighting()
@@ -253,8 +261,9 @@ def test_learning_errors():
 def test_real_loss_equals_the_inner_loss_and_leaves_nothing_on_phi(name):
     bilevel, weighting = Bilevel(), build(name)
     theta = [tensor.clone().requires_grad_() for tensor in bilevel.theta]
-    real = weighting.real_loss(bilevel.batch(theta))
+    real, weight_B = weighting.real_loss(bilevel.batch(theta))
     assert torch.equal(real, weighting.inner_loss(bilevel.batch(theta)))
+    assert torch.equal(weight_B, weighting.weights(bilevel.batch(theta))) and not weight_B.requires_grad
     real.backward()
     assert all(p.grad is None and p.requires_grad for p in weighting.parameters())
     want = torch.autograd.grad(weighting.inner_loss(bilevel.batch(theta)), theta)
@@ -276,12 +285,12 @@ def test_a_frozen_part_of_the_weighting_stays_frozen():
     tangent_BC = bilevel.any_tangent()
     weighting.loss_gradient(bilevel.batch())
     assert not weighting.label_embedding.weight.requires_grad and weighting.mean.weight.requires_grad
-    got = weighting.hypergradient(bilevel.batch(), tangent_BC, STEP_SIZE)
-    want = whole.hypergradient(bilevel.batch(), tangent_BC, STEP_SIZE)
+    got = hypergradient(weighting, bilevel.batch(), tangent_BC)
+    want = hypergradient(whole, bilevel.batch(), tangent_BC)
     names = [name for name, _ in whole.named_parameters()]
     want = [g for name, g in zip(names, want, strict=True) if name != "label_embedding.weight"]
     torch.testing.assert_close(got, want)
-    weighting.learn(bilevel.batch(), tangent_BC, STEP_SIZE)
+    learn(weighting, bilevel.batch(), tangent_BC)
     assert torch.equal(weighting.label_embedding.weight, before)
     assert not torch.equal(weighting.mean.weight, whole.mean.weight)
 
@@ -291,9 +300,13 @@ def test_loss_gradient_is_the_inner_loss_by_its_logits(name):
     bilevel, weighting = Bilevel(), build(name)
     logits_BC = bilevel.batch().logits_BC.requires_grad_()
     (want_BC,) = torch.autograd.grad(weighting.inner_loss(bilevel.batch().with_logits(logits_BC)), logits_BC)
+    theta = [tensor.clone().requires_grad_() for tensor in bilevel.theta]
     with torch.no_grad():
-        got_BC = weighting.loss_gradient(bilevel.batch())
-    assert torch.equal(got_BC, want_BC) and not got_BC.requires_grad
+        got_BC = weighting.loss_gradient(bilevel.batch(theta))
+    assert torch.equal(got_BC, want_BC)
+    # Attached to phi, for the hypergradient, and not to the classifier.
+    reached = torch.autograd.grad(got_BC.square().sum(), [*weighting.parameters(), *theta], allow_unused=True)
+    assert all(gradient is not None for gradient in reached[:-2]) and reached[-2:] == (None, None)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -308,11 +321,37 @@ def test_one_sample_or_one_class(name, samples, classes):
     }[name]().double()
     weighting.configure_optimizer("adam", 0.1, 0.0)
     bilevel = Bilevel(samples=samples, classes=classes)
-    batch = weighting.learn(bilevel.batch(), bilevel.any_tangent(), STEP_SIZE)
-    assert bool(weighting.real_loss(batch).isfinite())
+    batch = learn(weighting, bilevel.batch(), bilevel.any_tangent())
+    assert bool(weighting.real_loss(batch)[0].isfinite())
     assert bool(weighting.loss_gradient(batch).isfinite().all())
     assert weighting.weights(batch).shape == (samples,) and bool(weighting.weights(batch).isfinite().all())
     assert all(bool(p.isfinite().all()) for p in weighting.parameters())
+
+
+class Own(Weighting):
+    """No more than what a weighting must have: a temperature of the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.sharpness = torch.nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+    def inner_loss(self, batch: WeightingBatch) -> Tensor:
+        return F.cross_entropy(self.sharpness * batch.logits_BC, batch.labels_B)
+
+    def weights(self, batch: WeightingBatch) -> Tensor:  # attached to all there is
+        return self.sharpness * batch.logits_BC.sum(dim=1)
+
+
+def test_a_loss_and_weights_are_enough():
+    bilevel, weighting = Bilevel(), Own()
+    tangent_BC = bilevel.logit_tangent(weighting)
+    want = numeric_hypergradient(bilevel, weighting)
+    assert relative_error(flat(hypergradient(weighting, bilevel.batch(), tangent_BC)), flat(want)) <= 1e-6
+    weighting.configure_optimizer("sgd", 0.1, 0.0)
+    learn(weighting, bilevel.batch(), tangent_BC)
+    loss, weight_B = weighting.real_loss(bilevel.batch([tensor.clone().requires_grad_() for tensor in bilevel.theta]))
+    loss.backward()
+    assert weighting.sharpness.grad is None and not weight_B.requires_grad
 
 
 # --- one number per sample -------------------------------------------------------------------------------------------

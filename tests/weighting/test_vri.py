@@ -67,11 +67,16 @@ def test_without_draws_the_rectifier_is_at_the_mean():
 def test_randomness_comes_from_the_batch_alone():
     net, at = build(kl_weight=0.5), batch()
     tangent_BC = torch.ones_like(at.logits_BC)
+
+    def outcomes():
+        gradient_BC = net.loss_gradient(at)
+        return net.inner_loss(at), gradient_BC, *net.hypergradient(at, gradient_BC, tangent_BC, 0.1), net.weights(at)
+
     before = torch.get_rng_state()
-    first = net.inner_loss(at), net.loss_gradient(at), *net.hypergradient(at, tangent_BC, 0.1), net.weights(at)
+    first = outcomes()
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(99)
-    second = net.inner_loss(at), net.loss_gradient(at), *net.hypergradient(at, tangent_BC, 0.1), net.weights(at)
+    second = outcomes()
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     other = replace(at, noise_BC=-at.noise_BC)
     assert not torch.equal(net.inner_loss(other), first[0])
@@ -100,6 +105,24 @@ def test_weights_are_the_rectifier_of_the_given_label_at_the_mean():
     want_B = torch.stack([mean_BC[i, at.labels_B[i]].sigmoid() for i in range(7)]).detach()
     torch.testing.assert_close(weight_B, want_B, rtol=1e-14, atol=0)
     assert bool(((weight_B > 0) & (weight_B < 1)).all()) and not weight_B.requires_grad
+
+
+def test_a_meta_step_passes_the_network_twice():
+    net, at, passes = build(), batch(), []
+    net.configure_optimizer("adam", 0.1, 0.0)
+    net.trunk.register_forward_hook(lambda *_: passes.append(1))
+    net.learn(at, net.loss_gradient(at), torch.ones_like(at.logits_BC), 0.1)
+    assert len(passes) == 1
+    net.real_loss(at)
+    assert len(passes) == 2
+
+
+def test_what_is_precomputed_changes_nothing():
+    net, at = build(), batch()
+    ready = net.precompute(at)
+    assert at.posterior is None and ready.posterior is not None
+    assert torch.equal(net.inner_loss(ready), net.inner_loss(at))
+    assert torch.equal(net.weights(ready), net.weights(at))
 
 
 def test_features_get_no_gradient_and_logits_do():

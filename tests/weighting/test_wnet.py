@@ -80,5 +80,5 @@ def test_huge_losses_do_no_harm():
     net, at = build().float(), batch()
     at = WeightingBatch(1e4 * at.logits_BC.float(), at.features_BD.float(), at.labels_B)
     assert bool(net.inner_loss(at).isfinite()) and bool(net.weights(at).isfinite().all())
-    gradients = net.hypergradient(at, torch.ones_like(at.logits_BC), 0.1)
+    gradients = net.hypergradient(at, net.loss_gradient(at), torch.ones_like(at.logits_BC), 0.1)
     assert all(bool(g.isfinite().all()) for g in gradients)

@@ -1,0 +1,62 @@
+"""The datasets of a run as a frozen backbone sees them: each is encoded once, if there is such a backbone."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_clidmu.batches import Collator, IndexedDataset
+from hf_clidmu.classifier import ClassifierTap, forked_random_state
+from hf_clidmu.precompute import FrozenBackbone, FrozenEncoding, encode, encode_frozen
+
+
+class Encodings:
+    """What a model's frozen part makes of each dataset, and the features of the model before training.
+
+    Args:
+        model: the bare classifier, before its first step.
+        tap: reads it.
+        backbone: its frozen part, or None where nothing can be stored.
+        collate: makes a batch of samples.
+        batch_size: samples a forward.
+        device: where to compute.
+        folder: keeps encodings between runs; None keeps none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tap: ClassifierTap,
+        backbone: FrozenBackbone | None,
+        collate: Collator,
+        batch_size: int,
+        device: torch.device,
+        folder: str | Path | None = None,
+    ):
+        self.model, self.tap, self.backbone = model, tap, backbone
+        self.folder = folder
+        self._how = (collate, batch_size, device)
+        self._encoded: dict[int, tuple[Any, FrozenEncoding]] = {}
+
+    def stored(self, dataset: Any) -> Any:
+        """The dataset as stored outputs of the frozen backbone, where there is one; the dataset itself otherwise."""
+        if self.backbone is None or dataset is None or isinstance(dataset, dict) or not hasattr(dataset, "__len__"):
+            return dataset
+        return self._of(dataset).dataset()
+
+    def general_features(self, dataset: Any, rows: list[int]) -> Tensor:
+        """Features of these rows by the model before training, for a judge: (N, D), on the CPU."""
+        if self.backbone is not None:
+            return self._of(dataset).general_ND[rows]
+        with forked_random_state(self._how[2]):
+            return encode(self.model, self.tap, dataset, *self._how, rows=rows).general_ND
+
+    def _of(self, dataset: Any) -> FrozenEncoding:
+        key = id(dataset.dataset) if isinstance(dataset, IndexedDataset) else id(dataset)
+        if key not in self._encoded:
+            assert self.backbone is not None
+            with forked_random_state(self._how[2]):
+                encoding = encode_frozen(self.model, self.tap, dataset, *self._how, self.backbone, self.folder)
+            self._encoded[key] = (dataset, encoding)  # holding the dataset keeps its id
+        return self._encoded[key][1]
