@@ -11,6 +11,7 @@ recipes/train.py in a process of its own; its results are kept in the output fil
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -33,6 +34,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("grid", type=Path, help="YAML file with corpora, methods and seeds")
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the results; continued if it exists")
     parser.add_argument("--jobs", type=int, default=1, help="Cells that run at the same time; they share the cores")
+    parser.add_argument(
+        "--only", help="Run just the cells whose 'corpus / method / seed' this regular expression finds"
+    )
     parser.add_argument("--figures", type=Path, help="Folder for a figure per corpus")
     options = parser.parse_args(arguments)
     grid = read_grid(options.grid)
@@ -41,6 +45,9 @@ def main(arguments: list[str] | None = None) -> None:
         document = json.loads(options.output.read_text(encoding="utf8"))
     finished = {(cell["corpus"], cell["method"], cell["seed"]) for cell in document["cells"]}
     missing = [cell for cell in cells_of(grid) if (cell["corpus"], cell["method"], cell["seed"]) not in finished]
+    if options.only:
+        only = re.compile(options.only)
+        missing = [cell for cell in missing if only.search(f"{cell['corpus']} / {cell['method']} / {cell['seed']}")]
 
     failures = []
     with (

@@ -122,6 +122,15 @@ def test_pairs_that_make_no_sense_are_left_out(grid, tmp_path, monkeypatch):
     assert ran == [("ours", 0), ("ours", 1)]
 
 
+def test_only_the_cells_that_were_asked_for_run(grid, tmp_path, monkeypatch):
+    ran = []
+    faked(monkeypatch, ran)
+    compare.main([str(grid), "--output", str(tmp_path / "results.json"), "--only", "A / (CE|none) / [1-9]"])
+    assert ran == [("CE", 1)]
+    compare.main([str(grid), "--output", str(tmp_path / "results.json")])
+    assert sorted(ran) == [("CE", 0), ("CE", 1), ("ours", 0), ("ours", 1)]
+
+
 def test_a_grid_without_seeds_is_an_error(grid, tmp_path):
     grid.write_text("corpora: {A: {}}\nmethods: {CE: {}}\n")
     with pytest.raises(SystemExit, match="lacks seeds"):
