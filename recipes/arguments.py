@@ -113,6 +113,12 @@ class RunArguments:
     track_test: bool = field(
         default=True, metadata={"help": "Score every evaluated state on the test split, for the oracle row."}
     )
+    score_on: str = field(
+        default="test",
+        metadata={
+            "help": "The split that the final table scores: test, or validation, on which settings are to be chosen."
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace a finished run in output_dir."})
     dry_run: bool = field(default=False, metadata={"help": "Build everything, do one step, print the plan, stop."})
 

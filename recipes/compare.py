@@ -34,9 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("grid", type=Path, help="YAML file with corpora, methods and seeds")
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the results; continued if it exists")
     parser.add_argument("--jobs", type=int, default=1, help="Cells that run at the same time; they share the cores")
-    parser.add_argument(
-        "--only", help="Run just the cells whose 'corpus / method / seed' this regular expression finds"
-    )
+    parser.add_argument("--only", help="Only cells whose 'corpus / method / seed' match this regular expression")
     parser.add_argument("--figures", type=Path, help="Folder for a figure per corpus")
     options = parser.parse_args(arguments)
     grid = read_grid(options.grid)

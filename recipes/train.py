@@ -107,6 +107,8 @@ def settle(run: RunArguments, config: CLIDMUConfig) -> None:
 def build(run: RunArguments, config: CLIDMUConfig) -> tuple[Corpus, CLIDMUTrainer, Any]:
     """The corpus, the trainer over it, and the test samples."""
     corpus = load(run, config)
+    if run.score_on != "test":
+        corpus = replace(corpus, test=scored_split(corpus, run.score_on))
     corpus = replace(
         corpus,
         validation=first_rows(corpus.validation, run.max_eval_samples),
@@ -145,6 +147,15 @@ def build(run: RunArguments, config: CLIDMUConfig) -> tuple[Corpus, CLIDMUTraine
         compute_metrics=classification_metrics,
     )
     return corpus, trainer, data.test
+
+
+def scored_split(corpus: Corpus, name: str) -> Any:
+    """The split that the final table scores instead of the test split: settings are chosen on the validation split."""
+    if name != "validation":
+        sys.exit(f"error: score_on must be 'test' or 'validation', got '{name}'")
+    if corpus.validation is None:
+        sys.exit(f"error: score_on='validation', but {corpus.source} has no validation split")
+    return corpus.validation
 
 
 def first_rows(split: Any, count: int | None) -> Any:

@@ -329,3 +329,19 @@ def test_a_stream_trains_from_the_command_line(train, tmp_path, capsys):
     assert set(results["results"]) >= {"last", "selected", "oracle_best"}
     with pytest.raises(SystemExit, match="noise need all rows"):
         train(words(tmp_path / "other", **{**given, "noise": "symmetric", "noise_rate": 0.2}))
+
+
+def test_settings_are_chosen_on_the_validation_split(train, tmp_path, capsys):
+    names = datasets.ClassLabel(names=["x", "y"])
+    features = datasets.Features({"image": datasets.Image(), "label": names})
+    for split, size in (("train", 24), ("validation", 4), ("test", 10)):
+        rows = {"image": [Image.new("L", (8, 8), 9 * row) for row in range(size)], "label": [0, 1] * (size // 2)}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    given = {"dataset": tmp_path / "data", "noise": None, "noise_rate": None, "max_train_samples": None}
+    train(words(tmp_path / "out", score_on="validation", **given))
+    assert "24 train, 4 validation, 4 test" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="score_on must be 'test' or 'validation', got 'train'"):
+        train(words(tmp_path / "other", score_on="train", **given))
+    (tmp_path / "data" / "validation.parquet").unlink()
+    with pytest.raises(SystemExit, match="score_on='validation', but .* has no validation split"):
+        train(words(tmp_path / "other", score_on="validation", **given))
