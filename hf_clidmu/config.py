@@ -14,7 +14,7 @@ META_SOURCES = ("subset", "batch", "dataset")
 JUDGE_FEATURES = ("auto", "own", "pretrained")
 JUDGE_PREDICTIONS = ("classes", "probabilities")
 JUDGE_SOURCES = ("train", "eval")
-HEAD_LEARNING_RATE = 3e-3
+HEAD_LEARNING_RATE = 1e-3
 _HEAD_SHARE = 0.5
 
 
@@ -111,7 +111,7 @@ class CLIDMUConfig(TrainingArguments):
             otherwise. See `recipes/benchmarks/README.md` for what it gives.
         head_learning_rate (`float`, *optional*):
             Learning rate of what lies above the encoder (a pooler, a dense layer, the last layer): in its own steps
-            (`head_steps`, default 3e-3, falling linearly to zero), or, where there are none, throughout, on the
+            (`head_steps`, default 1e-3, falling linearly to zero), or, where there are none, throughout, on the
             schedule of the rest (default `learning_rate`). New layers above an encoder need larger steps than it bears.
         freeze (`str`, *optional*):
             `backbone` trains only what lies above the encoder; a regular expression freezes the parameters it matches.

@@ -80,7 +80,7 @@ def test_rates_are_the_heads_own_and_then_those_of_the_schedule(tmp_path):
     head = {id(parameter) for parameter in run.model.classifier.parameters()}
     assert any(id(parameter) in head for parameter in groups[0]["params"])
     default = train("bert", tmp_path, **common)
-    assert [e["learning_rate"] for e in default.state.log_history if "learning_rate" in e][0] == pytest.approx(3e-3)
+    assert [e["learning_rate"] for e in default.state.log_history if "learning_rate" in e][0] == pytest.approx(1e-3)
 
 
 def test_between_steps_the_model_is_whole(tmp_path):
