@@ -120,6 +120,7 @@ class Stepper:
         self.trainer.state.max_steps = args.max_steps
         self.model, self.loader = self.trainer._prepare_for_training(args.max_steps, loader, None)
         self.trainer.current_gradient_accumulation_steps = 1
+        self.on_gpu = args.device.type == "cuda"
         self.batches: Any = iter(())
 
     def seconds(self, steps: int = 1) -> float:
@@ -129,7 +130,7 @@ class Stepper:
     def peak_bytes(self) -> int:
         """The most bytes of tensors in one step: what stays (weights, optimisers, records) and what comes and goes."""
         batch = self._batch()
-        if torch.cuda.is_available():
+        if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             self._step(batch)
@@ -153,7 +154,7 @@ class Stepper:
         return batch
 
     def _step(self, batch: dict[str, Any]) -> float:
-        clock = _Clock()
+        clock = _Clock(self.on_gpu)
         self.trainer.training_step(self.model, batch)
         self.trainer.optimizer.step()
         self.model.zero_grad()
@@ -176,9 +177,9 @@ class Stepper:
 class _Clock:
     """Time of the device: events on a GPU, the wall otherwise."""
 
-    def __init__(self) -> None:
-        self.on_gpu = torch.cuda.is_available()
-        if self.on_gpu:
+    def __init__(self, on_gpu: bool):
+        self.on_gpu = on_gpu
+        if on_gpu:
             self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in "ab")
             torch.cuda.synchronize()
             self.start.record()
