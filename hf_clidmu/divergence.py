@@ -20,10 +20,10 @@ def _full_precision(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
-def _inner_products(unit_NK: Tensor) -> Tensor:
+def _inner_products(x_NK: Tensor) -> Tensor:
     """`x x^T`, (N, N). Autocast would compute it in half precision, and differences of CLID live in the 3rd digit."""
-    with torch.autocast(device_type=unit_NK.device.type, enabled=False):
-        return unit_NK @ unit_NK.T
+    with torch.autocast(device_type=x_NK.device.type, enabled=False):
+        return x_NK @ x_NK.T
 
 
 def feature_graph(features_ND: Tensor, temperature: float = DEFAULT_TEMPERATURE) -> Tensor:
@@ -67,8 +67,10 @@ def prediction_graph(logits_NC: Tensor, detach_normaliser: bool = True) -> Tenso
         ValueError: for logits that are not two-dimensional, or an empty batch.
     """
     _check_matrix("logits_NC", logits_NC)
-    unit_NC = F.normalize(torch.softmax(_full_precision(logits_NC), dim=1), dim=1, eps=_NORM_EPSILON)
-    similarity_NN = _inner_products(unit_NC)
+    product_NN = _inner_products(torch.softmax(_full_precision(logits_NC), dim=1))
+    # Scaled here and not before: with many classes, unit vectors would be the largest tensors of a meta step.
+    norm_N = product_NN.diagonal().sqrt()
+    similarity_NN = product_NN / (norm_N[:, None] * norm_N)
     row_sum_N1 = similarity_NN.sum(dim=1, keepdim=True)
     return similarity_NN / (row_sum_N1.detach() if detach_normaliser else row_sum_N1)
 

@@ -162,7 +162,7 @@ class LookAhead:
         parameters = self.parameters(module)
         theta = list(parameters.values())
         with private_buffers(module):  # activation checkpointing runs the forward again here
-            along_loss = torch.autograd.grad(
+            gradients: Sequence[Tensor] = torch.autograd.grad(
                 output.logits_BC,
                 theta,
                 loss_gradient_BC.to(output.logits_BC.dtype),
@@ -170,12 +170,14 @@ class LookAhead:
                 allow_unused=True,
                 materialize_grads=True,
             )
-        gradients = self._averaged(along_loss)
+        gradients = self._averaged(gradients)
         diagonal = self._diagonal(theta, gradients, optimizer)
         step = step_size if self.lookahead else 0.0
-        ahead = [p.detach() - step * d * g for p, d, g in zip(theta, diagonal, gradients, strict=True)]
+        ahead = _moved(theta, _scaled(diagonal, gradients), -step)
+        del gradients  # as large as the model, and the meta forward needs room
         meta_loss, directions = self._judge(module, theta, ahead, meta)
-        directions = [d * u for d, u in zip(diagonal, self._averaged(directions), strict=True)]
+        del ahead
+        directions = _scaled(diagonal, self._averaged(directions))
         if self.tangent == "forward":
             tangent_BC = self._forward_mode(module, inputs, output, dict(zip(parameters, directions, strict=True)))
         else:
@@ -213,21 +215,17 @@ class LookAhead:
             gradients += [gradient_BC.sum(dim=0)] if moves_bias else []
             gradients = self._averaged(gradients)
             shaped = [g.reshape(p.shape) for g, p in zip(gradients, theta, strict=True)]
-            diagonal = [
-                d if isinstance(d, float) else d.reshape(g.shape)
-                for d, g in zip(self._diagonal(theta, shaped, optimizer), gradients, strict=True)
-            ]
+            diagonal = self._diagonal(theta, shaped, optimizer)
+            if diagonal is not None:
+                diagonal = [d.reshape(g.shape) for d, g in zip(diagonal, gradients, strict=True)]
             step = step_size if self.lookahead else 0.0
-            ahead = [
-                (p.detach().to(g.dtype).reshape(g.shape) - step * d * g).requires_grad_()
-                for p, d, g in zip(theta, diagonal, gradients, strict=True)
-            ]
+            here = [p.detach().to(g.dtype).reshape(g.shape) for p, g in zip(theta, gradients, strict=True)]
+            ahead = [tensor.requires_grad_() for tensor in _moved(here, _scaled(diagonal, gradients), -step)]
             weight_CD = ahead[0] if moves_weight else weight_CD
             bias_C = ahead[-1] if moves_bias else bias_C
             meta_logits_MC = F.linear(meta_features_MD, weight_CD, bias_C)
             meta_loss = self.objective(judge_MD, meta_logits_MC, meta.labels_M)
-            directions = self._averaged(torch.autograd.grad(meta_loss, ahead))
-            directions = [d * u for d, u in zip(diagonal, directions, strict=True)]
+            directions = _scaled(diagonal, self._averaged(torch.autograd.grad(meta_loss, ahead)))
             tangent_BC = F.linear(
                 features_BD,
                 directions[0] if moves_weight else torch.zeros_like(weight_CD),
@@ -264,12 +262,11 @@ class LookAhead:
         directions: Sequence[Tensor],
     ) -> Tensor:
         """`(z(theta + eps Du) - z(theta - eps Du)) / 2 eps` with the dropout masks of the real forward."""
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(u.float()) for u in directions]))
+        norm = torch.nn.utils.get_total_norm([u.float() for u in directions])
         epsilon = self._radius(theta[0].dtype, output) / norm.clamp(min=torch.finfo(torch.float32).tiny)
         logits_BC = []
         for signed in (epsilon, -epsilon):
-            nearby = [(p.detach() + signed * u).to(p.dtype) for p, u in zip(theta, directions, strict=True)]
-            with torch.no_grad(), displaced(theta, nearby), self._repeating(module, output):
+            with torch.no_grad(), displaced(theta, _moved(theta, directions, signed)), self._repeating(module, output):
                 logits_BC.append(self.tap.forward(module, inputs).logits_BC)
         return (logits_BC[0] - logits_BC[1]) / (2 * epsilon).to(logits_BC[0].dtype)
 
@@ -312,15 +309,18 @@ class LookAhead:
         theta: Sequence[nn.Parameter],
         gradients: Sequence[Tensor],
         optimizer: torch.optim.Optimizer | None,
-    ) -> list[Tensor | float]:
-        """D, one entry per parameter: what the main optimiser multiplies a gradient with, momentum aside."""
+    ) -> list[Tensor] | None:
+        """D, one entry per parameter: what the main optimiser multiplies a gradient with, momentum aside.
+
+        None is the identity.
+        """
         if self.preconditioner == "none":
-            return [1.0] * len(theta)
+            return None
         if optimizer is None:
             raise ValueError("preconditioner='adam' reads the main optimiser's second moments, but there is none")
         state = getattr(optimizer, "optimizer", optimizer).state  # accelerate wraps the optimiser
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        diagonal: list[Tensor | float] = []
+        diagonal = []
         for parameter, gradient in zip(theta, gradients, strict=True):
             group = groups.get(id(parameter))
             if group is None or "betas" not in group:
@@ -332,6 +332,19 @@ class LookAhead:
                 second = gradient.detach() ** 2
             diagonal.append(1 / (second.to(gradient.dtype).sqrt() + group["eps"]))
         return diagonal
+
+
+def _scaled(diagonal: Sequence[Tensor] | None, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """`D u`, parameter by parameter."""
+    return list(tensors) if diagonal is None else [d * u for d, u in zip(diagonal, tensors, strict=True)]
+
+
+def _moved(theta: Sequence[Tensor], directions: Sequence[Tensor], size: float | Tensor) -> list[Tensor]:
+    """`theta + size * u`, parameter by parameter, for all of them in a few kernels."""
+    with torch.no_grad():
+        moved = torch._foreach_mul(list(directions), size)
+        torch._foreach_add_(moved, list(theta))
+    return list(moved)
 
 
 @contextmanager

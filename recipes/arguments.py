@@ -1,14 +1,19 @@
-"""Arguments of the recipes: a YAML file gives defaults, the command line wins, unknown names are an error."""
+"""Arguments of the recipes: a YAML file gives defaults, the command line wins, unknown names are an error.
 
+Importing this is cheap, so that a call for help is answered before anything that takes seconds is imported.
+"""
+
+import ast
 import dataclasses
 import difflib
+import importlib.util
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
 
 from hf_clidmu.data import NOISE_KINDS
 
@@ -136,14 +141,18 @@ def parse(
     Returns:
         One instance per type.
     """
+    from transformers import HfArgumentParser
+
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    answer_help(arguments)
+    arguments = ["--help" if argument == "--help_all" else argument for argument in arguments]
     # No abbreviations: `--conf FILE` would be accepted, and never read.
     parser = HfArgumentParser(
         types, description="YAML (--config FILE) gives defaults, the command line wins.", allow_abbrev=False
     )
     parser.add_argument("--config", help="YAML file with defaults for any of these arguments.", default=None)
     config = _option(arguments, "--config")
-    chosen = {"--dataset", "--model", "--help", "-h"} & {argument.split("=")[0] for argument in arguments}
+    chosen = {"--dataset", "--model", "--help"} & {argument.split("=")[0] for argument in arguments}
     path = Path(config) if config else default_config if not chosen else None
     if path is not None:
         parser.set_defaults(**read_yaml(path, [field.name for kind in types for field in dataclasses.fields(kind)]))
@@ -156,6 +165,44 @@ def parse(
             "; ".join(_unknown(word, known, "argument") for word in unknown if word.startswith("-")) or str(unknown)
         )
     return tuple(parsed)
+
+
+def answer_help(arguments: list[str]) -> None:
+    """Print what is ours and leave, if help is asked for. What `TrainingArguments` adds is a matter of seconds."""
+    if not {"-h", "--help"} & set(arguments):
+        return
+    print(
+        "usage: train.py [--config FILE] [--NAME VALUE ...]\n\n"
+        "YAML (--config FILE) gives defaults, the command line wins. Every argument of transformers.TrainingArguments\n"
+        "is accepted, too; --help_all lists them all.\n\nWhat to train on what:"
+    )
+    for argument in dataclasses.fields(RunArguments):
+        kind = argument.type if isinstance(argument.type, str) else getattr(argument.type, "__name__", argument.type)
+        print(_described(argument.name, str(kind), repr(argument.default), argument.metadata["help"]))
+    print("\nHow (CLIDMUConfig):")
+    for name, kind, default, text in declared_settings():
+        print(_described(name, kind, default, text))
+    sys.exit()
+
+
+def declared_settings() -> list[tuple[str, str, str, str]]:
+    """Name, type, default and help of what `CLIDMUConfig` declares, read from its source without importing it."""
+    found = importlib.util.find_spec("hf_clidmu.config")
+    assert found is not None and found.origin is not None
+    classes = ast.walk(ast.parse(Path(found.origin).read_text(encoding="utf8")))
+    (config,) = [node for node in classes if isinstance(node, ast.ClassDef) and node.name == "CLIDMUConfig"]
+    settings = []
+    for node in config.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call) and isinstance(node.target, ast.Name):
+            given = {keyword.arg: keyword.value for keyword in node.value.keywords}
+            text = ast.literal_eval(given["metadata"])["help"]
+            settings.append((node.target.id, ast.unparse(node.annotation), ast.unparse(given["default"]), text))
+    return settings
+
+
+def _described(name: str, kind: str, default: str, text: str) -> str:
+    lines = textwrap.wrap(f"{text} ({kind}, default {default})", 90)
+    return f"  --{name:<25} " + ("\n" + " " * 30).join(lines)
 
 
 def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:

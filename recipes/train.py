@@ -16,8 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from arguments import RunArguments, answer_help, parse
+
+
+if __name__ == "__main__":
+    answer_help(sys.argv[1:])  # here, since what follows takes seconds to import
+
 import torch
-from arguments import RunArguments, parse
 from recording import Recording, peak_memory_mib
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging

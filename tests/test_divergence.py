@@ -118,6 +118,34 @@ def test_permuting_classes_or_samples_or_scaling_features_changes_nothing():
     assert float(clid(features_ND, logits_NC + 5)) == pytest.approx(value, rel=1e-12)
 
 
+@pytest.mark.parametrize("detach_normaliser", [True, False])
+def test_graph_and_gradient_are_those_of_unit_vectors(detach_normaliser):
+    _, logits_NC = random_batch()
+    logits_NC.requires_grad_()
+    unit_NC = torch.nn.functional.normalize(logits_NC.softmax(dim=1), dim=1)
+    total_N1 = (unit_NC @ unit_NC.T).sum(dim=1, keepdim=True)
+    want_NN = unit_NC @ unit_NC.T / (total_N1.detach() if detach_normaliser else total_N1)
+    got_NN = prediction_graph(logits_NC, detach_normaliser)
+    torch.testing.assert_close(got_NN, want_NN, rtol=1e-14, atol=0)
+    anything_NN = torch.randn(12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    got_NC, want_NC = (torch.autograd.grad(graph_NN, logits_NC, anything_NN)[0] for graph_NN in (got_NN, want_NN))
+    torch.testing.assert_close(got_NC, want_NC, rtol=1e-12, atol=1e-15)
+
+
+def test_many_classes_cost_the_probabilities_and_nothing_else():
+    features_ND, logits_NC = random_batch(classes=1000)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        value = clid(features_ND, logits_NC.requires_grad_(), detach_normaliser=False)
+    value.backward()
+    assert sum(size >= 12 * 1000 * 8 for size in kept.values()) == 1
+
+
 # --- the graphs ------------------------------------------------------------------------------------------------------
 
 

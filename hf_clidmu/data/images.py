@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from ._rows import quote
@@ -26,9 +25,10 @@ from .labels import column_values
 
 if TYPE_CHECKING:
     import datasets
+    import torch
 
 Augment = Literal["off", "light", "randaugment"]
-ImageTransform = Callable[[Image.Image], torch.Tensor]
+ImageTransform = Callable[[Image.Image], "torch.Tensor"]
 
 _AUGMENTS = ("off", "light", "randaugment")
 _RANDAUGMENT = "rand-m9-mstd0.5"
@@ -384,6 +384,8 @@ def to_tensor(image: Image.Image, spec: ImageSpec) -> torch.Tensor:
     Returns:
         (C, H, W) float32.
     """
+    import torch
+
     pixels_HWC = np.array(image, dtype=np.float32).reshape(image.height, image.width, spec.channels)
     mean_C, std_C = np.array(spec.mean, dtype=np.float32), np.array(spec.std, dtype=np.float32)
     pixels_HWC *= 1 / (255 * std_C)
@@ -477,7 +479,7 @@ class _PixelCache:
             self.pixels[row] = pixels
 
 
-class ImageSet(torch.utils.data.Dataset[dict[str, Any]]):
+class ImageSet:
     """Images of a `datasets.Dataset` as model inputs.
 
     Decoding is lazy. Images of up to 64 x 64 pixels are decoded once and kept as 8-bit pixels, up to 512 MiB in all;
@@ -645,6 +647,8 @@ def collate_images(samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tens
         TypeError: A field holds something other than numbers or tensors.
         ValueError: There is no sample, or samples differ in their fields or shapes.
     """
+    import torch
+
     if not samples:
         raise ValueError("There are no samples to collate.")
     fields = samples[0].keys()

@@ -1,175 +1,167 @@
-"""What a step costs: ours against a plain Trainer's, in turn in one process, medians of paired ratios.
+"""What a step costs: ours, and the published algorithm, against a plain Trainer's.
 
-python recipes/benchmarks/step_cost.py --pairs 15 --output recipes/benchmarks/step_cost.json
+    python recipes/benchmarks/step_cost.py --rounds 15 --output recipes/benchmarks/step_cost.json
+    python recipes/benchmarks/step_cost.py --profile --models minilm@32 --modes "head, subset"
+
+All of them step in turn in one process, round after round; a ratio is the median over the rounds of the ratios within
+a round, so that whatever else the machine does falls on both sides. Peak memory is that of the tensors of one step,
+which other load does not change. On a GPU, time is taken by CUDA events.
 """
 
 import argparse
-import json
+import cProfile
 import os
-import platform
+import pstats
 import statistics
-import tempfile
-import time
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from torch.utils.data import Dataset
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
-)
 
-from hf_clidmu.backbones import load_classifier
-from hf_clidmu.config import CLIDMUConfig
+if "--profile" in sys.argv:  # before CUDA starts: else a call returns before its kernels have run
+    os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
+
+from published import PublishedTrainer
+from stepping import SUBJECTS, Stepper, Subject, facts, print_table, write
+from transformers import Trainer
+
 from hf_clidmu.trainer import CLIDMUTrainer
 
 
-NUM_LABELS, BATCH_SIZE, TOKENS, VOCABULARY = 10, 32, 32, 30522
-MODES = {
+PLAIN, PUBLISHED, DEFAULT, EVERYTHING = "plain Trainer", "published", "head, subset", "all, finite_difference"
+MODES: dict[str, dict[str, Any]] = {
     "head, batch": {"scope": "head", "meta_source": "batch"},
-    "head, subset": {"scope": "head", "meta_source": "subset"},
-    "head, subset, every 5th": {"scope": "head", "meta_source": "subset", "meta_every": 5},
-    "all, finite_difference": {"scope": "all", "tangent": "finite_difference"},
+    DEFAULT: {},
+    "head, subset, every 5th": {"meta_every": 5},
+    EVERYTHING: {"scope": "all", "tangent": "finite_difference"},
+    "all, forward": {"scope": "all", "tangent": "forward"},
     "all, finite_difference, every 5th": {"scope": "all", "tangent": "finite_difference", "meta_every": 5},
+    PUBLISHED: {},
 }
 
 
-class Samples(Dataset):
-    """Random inputs in memory: only the step is measured, not the loading."""
-
-    def __init__(self, images: bool, size: int = 256):
-        generator = torch.Generator().manual_seed(0)
-        self.labels = torch.randint(0, NUM_LABELS, (size,), generator=generator)
-        if images:
-            self.inputs = {"pixel_values": torch.randn(size, 3, 32, 32, generator=generator)}
-        else:
-            tokens = torch.randint(5, VOCABULARY, (size, TOKENS), generator=generator)
-            self.inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return {**{name: values[row] for name, values in self.inputs.items()}, "labels": self.labels[row]}
+def stepper(subject: Subject, mode: str) -> Stepper:
+    """The trainer of a mode, in the middle of a run."""
+    kind = {PLAIN: Trainer, PUBLISHED: PublishedTrainer}.get(mode, CLIDMUTrainer)
+    return Stepper(kind, subject.build(), subject.samples(), **subject.settings, **MODES.get(mode, {}))
 
 
-def resnet18() -> nn.Module:
-    """ResNet-18 at 32x32."""
-    return load_classifier("resnet18", [str(i) for i in range(NUM_LABELS)], image_size=32)[0]
+def measure(subject: Subject, modes: list[str], rounds: int) -> dict[str, Any]:
+    """Seconds and peak bytes of every mode, stepping in turn."""
+    steppers = {mode: stepper(subject, mode) for mode in (PLAIN, *modes)}
+    peaks = {}
+    for mode, one in steppers.items():
+        one.seconds()  # the optimisers' state appears in the first step
+        one.trainer.state.global_step = 0  # a meta step is due
+        peaks[mode] = one.peak_bytes()
+        one.trainer.state.global_step = 0
+    seconds: dict[str, list[float]] = {mode: [] for mode in steppers}
+    for _ in range(rounds):
+        for mode, one in steppers.items():  # a mode that acts every k-th step: over k steps
+            seconds[mode].append(one.seconds(MODES.get(mode, {}).get("meta_every", 1)))
+    return summary(seconds, peaks)
 
 
-def minilm() -> nn.Module:
-    """A 6-layer, 384-wide encoder at 32 tokens."""
-    config = AutoConfig.for_model(
-        "bert",
-        vocab_size=VOCABULARY,
-        hidden_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=12,
-        intermediate_size=1536,
-        num_labels=NUM_LABELS,
-    )
-    return AutoModelForSequenceClassification.from_config(config)
+def summary(seconds: dict[str, list[float]], peaks: dict[str, int]) -> dict[str, Any]:
+    """Paired ratios to the plain step, and of the published algorithm to ours.
+
+    Args:
+        seconds: of every mode and round.
+        peaks: bytes of every mode.
+    """
+    figures: dict[str, Any] = {
+        "plain_step_ms": round(1000 * statistics.median(seconds[PLAIN]), 1),
+        "plain_peak_mib": round(peaks[PLAIN] / 2**20, 1),
+        "modes": {
+            mode: {"time": _ratio(values, seconds[PLAIN]), "peak_memory": round(peaks[mode] / peaks[PLAIN], 3)}
+            for mode, values in seconds.items()
+            if mode != PLAIN
+        },
+    }
+    if PUBLISHED in seconds:
+        figures["published_over_ours"] = {
+            mode: _ratio(seconds[PUBLISHED], seconds[mode]) for mode in (DEFAULT, EVERYTHING) if mode in seconds
+        }
+    return figures
 
 
-MODELS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
-    "resnet18@32": (resnet18, True),
-    "minilm@32": (minilm, False),
-}
+def _ratio(values: list[float], references: list[float]) -> dict[str, Any]:
+    ratios = [value / reference for value, reference in zip(values, references, strict=True)]
+    quartiles = statistics.quantiles(ratios, n=4, method="inclusive")[::2] if len(ratios) > 1 else ratios * 2
+    return {"median": round(statistics.median(ratios), 3), "quartiles": [round(value, 3) for value in quartiles]}
 
 
-class Stepper:
-    """A trainer in the middle of a run, one whole step at a time: forward to optimiser."""
-
-    def __init__(self, kind: type[Trainer], model: nn.Module, images: bool, changes: dict[str, Any]):
-        config = CLIDMUConfig if kind is CLIDMUTrainer else TrainingArguments
-        args = config(
-            output_dir=tempfile.mkdtemp(),
-            per_device_train_batch_size=BATCH_SIZE,
-            max_steps=10_000,
-            eval_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            **changes,
-        )
-        self.trainer = kind(model, args, default_data_collator, Samples(images))
-        self.trainer.is_in_train = True
-        self.loader = self.trainer.get_train_dataloader()
-        self.trainer.state.max_steps = args.max_steps
-        self.model, self.loader = self.trainer._prepare_for_training(args.max_steps, self.loader, None)
-        self.trainer.current_gradient_accumulation_steps = 1
-        self.batches: Any = iter(())
-
-    def step(self) -> float:
-        """Seconds of one step."""
-        batch = next(self.batches, None)
-        if batch is None:
-            self.batches = iter(self.loader)
-            batch = next(self.batches)
-        _wait()
-        started = time.perf_counter()
-        self.trainer.training_step(self.model, batch)
-        self.trainer.optimizer.step()
-        self.model.zero_grad()
-        self.trainer.state.global_step += 1
-        _wait()
-        return time.perf_counter() - started
+def rows(models: dict[str, Any]) -> list[list[str]]:
+    """The table of the figures, a line a model and mode."""
+    lines = []
+    for model, figures in models.items():
+        plain = [f"{figures['plain_step_ms']} ms", "", f"{figures['plain_peak_mib']} MiB"]
+        lines.append([model, PLAIN, *plain])
+        for mode, figure in figures["modes"].items():
+            lines.append([model, mode, *_texts(figure["time"]), f"{figure['peak_memory']:.2f}"])
+        for mode, ratio in figures.get("published_over_ours", {}).items():
+            lines.append([model, f"{PUBLISHED} against '{mode}'", *_texts(ratio), ""])
+    return lines
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _texts(ratio: dict[str, Any]) -> list[str]:
+    return [f"{ratio['median']:.2f}", " to ".join(f"{value:.2f}" for value in ratio["quartiles"])]
 
 
-def main() -> None:
+def profiled(one: Stepper, steps: int) -> list[list[str]]:
+    """Where the time of a step goes: what `training_step` calls, longest first, and what the longer of them call."""
+    one.seconds()
+    one.trainer.state.global_step = 0
+    recorder = cProfile.Profile()
+    recorder.enable()
+    taken = sum(one.seconds() for _ in range(steps))
+    recorder.disable()
+    found: Any = pstats.Stats(recorder)
+    calls: dict[Any, dict[Any, float]] = {}  # of a function: seconds in each of those that it calls
+    callers_of = {function: callers for function, (*_, callers) in found.stats.items()}
+    for function, callers in callers_of.items():
+        for caller, (*_, cumulative) in callers.items():
+            calls.setdefault(caller, {})[function] = cumulative
+
+    lines = []
+
+    def add(name: str, seconds: float) -> None:
+        if seconds >= 0.001 * taken:
+            lines.append([name, f"{1000 * seconds / steps:.2f}", f"{100 * seconds / taken:.1f} %"])
+
+    def parts(function: Any, indent: str) -> None:
+        for part, seconds in sorted(calls.get(function, {}).items(), key=lambda item: -item[1]):
+            add(f"{indent}{Path(part[0]).stem}.{part[2]}", seconds)
+            # A function with several callers does not say what it did for which of them.
+            if "hf_clidmu" in part[0] and seconds > 0.1 * taken and len(callers_of[part]) == 1:
+                parts(part, indent + "  ")
+
+    (step,) = [function for function in calls if function[2] == "training_step" and "hf_clidmu" in function[0]]
+    parts(step, "")
+    add("the optimiser and all else", taken - sum(calls[step].values()))
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Measure every mode on every model, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pairs", type=int, default=15, help="paired measurements a mode")
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=15, help="measurements of every mode")
+    parser.add_argument("--models", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--profile", action="store_true", help="show where the time of our steps goes; writes nothing")
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
-    options = parser.parse_args()
-    figures: dict[str, Any] = {}
+    options = parser.parse_args(arguments)
+    figures: dict[str, Any] = {"setting": {**facts(), "rounds": options.rounds}, "models": {}}
     for name in options.models:
-        build, images = MODELS[name]
-        figures[name] = {}
-        plain = Stepper(Trainer, build(), images, {})
-        for mode in options.modes:
-            ours = Stepper(CLIDMUTrainer, build(), images, MODES[mode])
-            # A mode that acts every k-th step is measured over whole rounds of k.
-            round_length = MODES[mode].get("meta_every", 1)
-            for stepper in (plain, ours):
-                stepper.step()
-            ours.trainer.state.global_step = 0
-            ratios, seconds = [], []
-            for _ in range(options.pairs):
-                reference = sum(plain.step() for _ in range(round_length))
-                measured = sum(ours.step() for _ in range(round_length))
-                ratios.append(measured / reference)
-                seconds.append(reference / round_length)
-            figures[name][mode] = {
-                "ratio_median": round(statistics.median(ratios), 3),
-                "ratio_quartiles": [round(value, 3) for value in statistics.quantiles(ratios, n=4)[::2]],
-                "plain_step_ms": round(1000 * statistics.median(seconds), 1),
-            }
-            print(f"{name:<14}{mode:<36}{figures[name][mode]['ratio_median']:.3f}  of a plain step", flush=True)
-    if options.output:
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-        facts = {
-            "device": device,
-            "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-        }
-        facts["batch_size"] = BATCH_SIZE
-        options.output.write_text(json.dumps({"setting": facts, "ratios": figures}, indent=1) + "\n")
+        if options.profile:
+            for mode in [mode for mode in options.modes if mode != PUBLISHED]:
+                print(f"\n{name}, {mode}: milliseconds a step (the profiler slows Python code down)")
+                print_table(["part", "ms", "share"], profiled(stepper(SUBJECTS[name], mode), options.rounds))
+            continue
+        figures["models"][name] = measure(SUBJECTS[name], options.modes, options.rounds)
+        write(options.output, figures)  # after every model: a long run may be stopped
+    if not options.profile:
+        print_table(["model", "mode", "time", "quartiles", "peak memory"], rows(figures["models"]))
 
 
 if __name__ == "__main__":
