@@ -242,7 +242,7 @@ def load_changing_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # a shape that differs
-        raise ValueError(f"the snapshot does not fit the model: {error}") from error
+        raise ValueError(f"the snapshot does not fit the model: {' '.join(str(error).split())}") from error
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     lost = sorted(trainable & set(missing))
     if lost or unexpected:
