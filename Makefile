@@ -5,7 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CHECKED := hf_clidmu recipes tests
 
-.PHONY: help train test test-all quality style build clean
+# The declared minimum versions, apart from everything else; MIN_VENV may lie on another disk.
+MIN_VENV ?= .venv-min
+MIN_READY := $(MIN_VENV)/.ready
+
+.PHONY: help train test test-all test-min quality style build clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +29,14 @@ test: $(READY)  ## Run the tests
 
 test-all: $(READY)  ## Run the tests, slow ones included
 	$(BIN)/python -m pytest -m ''
+
+$(MIN_READY): pyproject.toml | $(READY)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(MIN_VENV)
+	VIRTUAL_ENV=$(abspath $(MIN_VENV)) $(BIN)/uv pip install --quiet --resolution lowest-direct -e '.[test]'
+	touch $(MIN_READY)
+
+test-min: $(MIN_READY)  ## Run the tests with the declared minimum versions of everything
+	$(MIN_VENV)/bin/python -m pytest
 
 quality: $(READY)  ## Lint, format check, type check
 	$(BIN)/ruff check $(CHECKED)

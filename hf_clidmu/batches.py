@@ -3,7 +3,9 @@
 Nothing here knows models. The index of a sample is its row in the training dataset, whatever the sampler does.
 """
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,24 +31,48 @@ def derive_seed(seed: int, *stream: int) -> int:
     return int(np.random.SeedSequence([seed, len(stream), *stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+@contextmanager
+def repeatable(seed: int, *stream: int) -> Iterator[None]:
+    """Inside, Python's `random`, from which augmentation draws, follows the seed; afterwards it is what it was."""
+    before = random.getstate()
+    random.seed(derive_seed(seed, *stream))
+    try:
+        yield
+    finally:
+        random.setstate(before)
+
+
 class IndexedDataset(Dataset):
     """A map-style dataset whose samples carry their row number as `sample_index`.
 
     Args:
         dataset: anything with `__len__` and `__getitem__` that yields dictionaries.
+        seed: of augmentation that draws from Python's `random`: its draws then depend on the seed, the epoch and the
+            rows of the batch alone, so that a resumed run repeats them. None leaves them to the global state.
     """
 
-    def __init__(self, dataset: Any):
+    def __init__(self, dataset: Any, seed: int | None = None):
         self.dataset = dataset
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return {**self.dataset[row], INDEX_COLUMN: row}
+        return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
-        return [{**sample, INDEX_COLUMN: row} for row, sample in zip(rows, fetch(self.dataset, rows), strict=True)]
+        if self.seed is None:
+            samples = fetch(self.dataset, rows)
+        else:
+            with repeatable(self.seed, int(self._epoch), rows[0]):
+                samples = fetch(self.dataset, rows)
+        return [{**sample, INDEX_COLUMN: row} for row, sample in zip(rows, samples, strict=True)]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Other augmentation in every epoch; worker processes that live on are told as well."""
+        self._epoch.share_memory_().fill_(epoch)
 
     def evaluation_view(self) -> "IndexedDataset":
         """The same samples without training augmentation, where the dataset can tell them apart."""
@@ -194,22 +220,35 @@ class RandomRows(Sampler[list[int]]):
 
     Args:
         rows: the rows to draw from, without replacement within a batch.
-        batch_size: rows a batch; at most all of them.
+        batch_size: rows a batch of one process; at most its share of all of them.
         seed: of the draws.
         start: number of the first batch.
+        process: whose rows to yield, of a batch that is drawn for all processes together.
+        num_processes: how many there are.
     """
 
-    def __init__(self, rows: Sequence[int], batch_size: int, seed: int, start: int = 0):
+    def __init__(
+        self,
+        rows: Sequence[int],
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        process: int = 0,
+        num_processes: int = 1,
+    ):
         self.rows = torch.as_tensor(rows)
-        self.batch_size = min(batch_size, len(rows))
+        self.batch_size = min(batch_size, max(len(rows) // num_processes, 1))
         self.seed = seed
         self.start = start
+        self.first = process * self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
         number = self.start
         while True:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
-            yield self.rows[torch.randperm(len(self.rows), generator=generator)[: self.batch_size]].tolist()
+            order = torch.randperm(len(self.rows), generator=generator).tolist()
+            own = range(self.first, self.first + self.batch_size)
+            yield [int(self.rows[order[place % len(order)]]) for place in own]  # more processes than rows share some
             number += 1
 
 
@@ -223,6 +262,7 @@ class MetaBatches:
         collate: makes a batch of samples.
         seed: of rows and draws; the order of batches depends on nothing else.
         num_workers: worker processes that load samples.
+        process, num_processes: see [`RandomRows`]; each training process gets other rows of one large batch.
 
     Raises:
         ValueError: when the dataset is empty or smaller than `size`.
@@ -236,6 +276,8 @@ class MetaBatches:
         collate: Collator,
         seed: int,
         num_workers: int = 0,
+        process: int = 0,
+        num_processes: int = 1,
     ):
         self.dataset = evaluation_view(dataset)
         self.rows = random_rows(len(self.dataset), size, seed, "meta_size")
@@ -243,13 +285,18 @@ class MetaBatches:
         self.collate = collate
         self.seed = seed
         self.num_workers = num_workers
+        self.place = (process, num_processes)
         self._next = -1
         self._batches: Iterator[dict[str, Any]] = iter(())
+
+    def restart(self, batch_size: int) -> None:
+        """From the beginning, with batches of another size."""
+        self.batch_size, self._next = batch_size, -1
 
     def batch(self, number: int) -> dict[str, Any]:
         """The meta batch of that number, on the CPU. Asking in order is fast; any order gives the same batches."""
         if number != self._next:
-            sampler = RandomRows(self.rows, self.batch_size, derive_seed(self.seed, 1), start=number)
+            sampler = RandomRows(self.rows, self.batch_size, derive_seed(self.seed, 1), number, *self.place)
             loader = DataLoader(
                 self.dataset,
                 batch_sampler=sampler,

@@ -41,6 +41,9 @@ class CLIDMUConfig(TrainingArguments):
             Take a meta step in every k-th optimiser step only.
         meta_warmup_steps (`float`, *optional*, defaults to `0.1`):
             Plain cross-entropy for so many optimiser steps first; a number below 1 is a share of all steps.
+        meta_patience (`int`, *optional*, defaults to `10`):
+            Leave the weighting out, and train on with plain cross-entropy, after so many steps in a row in which the
+            meta step was not finite or the weights collapsed (all zero, or one sample takes all).
         kl_weight (`float`, *optional*, defaults to `0.0`):
             Weight of VRI's KL term in the outer loss.
 
@@ -87,6 +90,10 @@ class CLIDMUConfig(TrainingArguments):
             to the whole set for `dataset`.
         meta_batch_size (`int`, *optional*):
             Samples a meta batch. Defaults to the training batch size.
+        clid_across_processes (`bool`, *optional*, defaults to `False`):
+            Judge the meta samples of all processes together, as one large meta batch (features and predictions are
+            gathered, with gradient); otherwise each process judges its own and the gradients are averaged. With one
+            process there is no difference.
         judge_source (`str`, *optional*, defaults to `"train"`):
             Where `eval_clid` is measured: on `judge_size` training samples, or on the evaluation set without labels.
         judge_size (`int`, *optional*, defaults to `1000`):
@@ -161,6 +168,9 @@ class CLIDMUConfig(TrainingArguments):
     meta_warmup_steps: float = field(
         default=0.1, metadata={"help": "Steps of plain cross-entropy first; below 1 it is a share of all steps."}
     )
+    meta_patience: int = field(
+        default=10, metadata={"help": "Bad meta steps in a row before the weighting is left out."}
+    )
     kl_weight: float = field(default=0.0, metadata={"help": "Weight of VRI's KL term in the outer loss."})
 
     # The look-ahead
@@ -201,6 +211,9 @@ class CLIDMUConfig(TrainingArguments):
     )
     meta_batch_size: int | None = field(
         default=None, metadata={"help": "Samples a meta batch (default: the training batch size)."}
+    )
+    clid_across_processes: bool = field(
+        default=False, metadata={"help": "Judge the meta samples of all processes as one large meta batch."}
     )
     judge_source: str = field(default="train", metadata={"help": "Where eval_clid is measured: train or eval."})
     judge_size: int = field(default=1000, metadata={"help": "Samples that eval_clid is measured on."})
@@ -244,7 +257,8 @@ class CLIDMUConfig(TrainingArguments):
         _one_of("judge_source", self.judge_source, JUDGE_SOURCES)
         _one_of("snapshot_mode", self.snapshot_mode, SNAPSHOT_MODES)
         _one_of("meta_optim", self.meta_optim, ("adam", "sgd"))
-        for name in ("temperature", "meta_learning_rate", "meta_every", "judge_size", "snapshot_top_k"):
+        counts = ("meta_every", "meta_patience", "judge_size", "snapshot_top_k")
+        for name in ("temperature", "meta_learning_rate", *counts):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("meta_size", "meta_batch_size", "lookahead_lr", "head_learning_rate"):
@@ -282,7 +296,9 @@ def _one_of(name: str, value: str, known: object) -> None:
         raise ValueError(f"unknown {name} '{value}'; known: {', '.join(known)}")  # type: ignore[arg-type]
 
 
-def refuse_unsupported(config: CLIDMUConfig, *, engine: str | None, reweights: bool, streams: bool) -> None:
+def refuse_unsupported(
+    config: CLIDMUConfig, *, engine: str | None, reweights: bool, streams: bool, uneven: bool = False
+) -> None:
     """Refuse launches and data that a run of these settings cannot have.
 
     Args:
@@ -290,6 +306,7 @@ def refuse_unsupported(config: CLIDMUConfig, *, engine: str | None, reweights: b
         engine: what shards the model: FSDP, DeepSpeed or None.
         reweights: whether there is a weighting.
         streams: whether the training data is a stream.
+        uneven: whether processes may get batches of different sizes.
 
     Raises:
         ValueError: with what to do instead.
@@ -303,6 +320,11 @@ def refuse_unsupported(config: CLIDMUConfig, *, engine: str | None, reweights: b
         return
     if engine is not None:
         raise ValueError(f"{engine} is not supported yet: use DDP (accelerate launch --multi_gpu), or weighting='none'")
+    if uneven:
+        raise ValueError(
+            "even_batches=False gives processes batches of different sizes, which cannot be gathered: leave it out of "
+            "accelerator_config"
+        )
     if streams and config.meta_source == "subset":
         raise ValueError(
             "a streaming training dataset has no rows to draw meta batches from: use meta_source='batch' or "

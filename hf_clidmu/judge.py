@@ -5,6 +5,7 @@ Shape suffixes: N judging samples, K chunks of them, C classes, D features.
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from hf_clidmu.batches import Collator
 from hf_clidmu.classifier import ClassifierTap, forked_random_state
 from hf_clidmu.divergence import certain, chunks, clid, shuffled_clid
-from hf_clidmu.precompute import encode
+from hf_clidmu.precompute import checked_features, encode
 
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,18 @@ class Judge:
         clid_K = torch.stack([clid(*part, self.temperature) for part in parts])
         gain_K = torch.stack([shuffled_clid(*part, self.temperature) for part in parts]) - clid_K
         return Reading(float(clid_K.mean()), _t_value(gain_K))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The fixed features, of the model before training: a resumed run no longer has it."""
+        return {} if self.features_ND is None else {"features": self.features_ND}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Judge by the features of a checkpoint.
+
+        Raises:
+            ValueError: when they are not those of these rows.
+        """
+        self.features_ND = checked_features(state, len(self.rows))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_clidmu.files import write_whole
 from hf_clidmu.weighting import label_margin
 
 
@@ -51,6 +52,9 @@ class Ledger:
         }  # views
         self._columns["given_label"].fill_(-1)
         self._columns["candidate"].fill_(-1)
+
+    def __len__(self) -> int:
+        return self.num_samples
 
     @torch.no_grad()
     def update(self, index_B: Tensor, logits_BC: Tensor, labels_B: Tensor, weight_B: Tensor | None = None) -> None:
@@ -122,10 +126,7 @@ class Ledger:
         """Write [`table`] as a Parquet file, whole or not at all."""
         import pyarrow.parquet
 
-        path = Path(path)
-        unfinished = path.with_name(path.name + ".tmp")
-        pyarrow.parquet.write_table(self.table(), unfinished)
-        unfinished.replace(path)
+        write_whole(path, lambda unfinished: pyarrow.parquet.write_table(self.table(), unfinished))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole record as tensors, for a checkpoint."""

@@ -81,6 +81,8 @@ class LookAhead:
         preconditioner: D. `none` is the identity (published), `adam` the main optimiser's diagonal.
         radius: length of the finite difference's perturbation; None chooses by precision.
         average: averages a list of tensors over processes; None for a single process.
+        gather: rows of all processes, with gradient, for an objective over the meta samples of all of them; None lets
+            each process judge its own.
 
     Raises:
         ValueError: for names that are not known, or `closed_form` outside the head.
@@ -94,6 +96,7 @@ class LookAhead:
     preconditioner: str = "none"
     radius: float | None = None
     average: Average | None = None
+    gather: Callable[[Tensor], Tensor] | None = None
     _checked_linear: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -224,7 +227,7 @@ class LookAhead:
             weight_CD = ahead[0] if moves_weight else weight_CD
             bias_C = ahead[-1] if moves_bias else bias_C
             meta_logits_MC = F.linear(meta_features_MD, weight_CD, bias_C)
-            meta_loss = self.objective(judge_MD, meta_logits_MC, meta.labels_M)
+            meta_loss = self._objective(judge_MD, meta_logits_MC, meta.labels_M)
             directions = _scaled(diagonal, self._averaged(torch.autograd.grad(meta_loss, ahead)))
             tangent_BC = F.linear(
                 features_BD,
@@ -235,6 +238,12 @@ class LookAhead:
 
     def _head_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.tap.head.parameters() if parameter.requires_grad]
+
+    def _objective(self, features_MD: Tensor, logits_MC: Tensor, labels_M: Tensor | None) -> Tensor:
+        if self.gather is not None:
+            features_MD, logits_MC = self.gather(features_MD), self.gather(logits_MC)
+            labels_M = None if labels_M is None else self.gather(labels_M)
+        return self.objective(features_MD, logits_MC, labels_M)
 
     def _judge(
         self, module: nn.Module, theta: Sequence[nn.Parameter], ahead: Sequence[Tensor], meta: MetaBatch
@@ -248,7 +257,7 @@ class LookAhead:
         with displaced(theta, ahead), without_side_effects(module, meta.seed), torch.enable_grad():
             judged = self.tap.forward(module, meta.inputs)
             features_MD = judged.features_BD if meta.judge_features_MD is None else meta.judge_features_MD
-            meta_loss = self.objective(features_MD, judged.logits_BC, meta.labels_M)
+            meta_loss = self._objective(features_MD, judged.logits_BC, meta.labels_M)
             # Inside the context: activation checkpointing runs the forward again here, and must find theta+.
             gradients = torch.autograd.grad(meta_loss, theta, allow_unused=True, materialize_grads=True)
         return meta_loss.detach(), list(gradients)

@@ -10,7 +10,6 @@ Shape suffixes: N samples, B batch, T tokens, D features.
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hf_clidmu.batches import (
@@ -34,6 +31,7 @@ from hf_clidmu.batches import (
     model_inputs,
 )
 from hf_clidmu.classifier import ClassifierOutput, ClassifierTap
+from hf_clidmu.files import disk_refused, read_tensors, write_tensors
 
 
 logger = logging.getLogger(__name__)
@@ -358,14 +356,16 @@ def encode_frozen(
     path = Path(folder) / f"{_fingerprint(model, backbone, evaluation_view(dataset), batch_size)}.safetensors"
     if path.is_file():
         try:
-            return FrozenEncoding(**load_file(path))
-        except (SafetensorError, TypeError) as error:
+            return FrozenEncoding(**read_tensors(path))
+        except (ValueError, TypeError) as error:
             logger.warning("The kept encoding %s cannot be read (%s): it is computed anew.", path, error)
     encoding = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({name: tensor.contiguous() for name, tensor in vars(encoding).items() if tensor is not None}, unfinished)
-    unfinished.replace(path)  # whole or not at all: another run may be reading
+    try:
+        write_tensors(path, {name: tensor for name, tensor in vars(encoding).items() if tensor is not None})
+    except Exception as error:
+        if not disk_refused(error):
+            raise
+        logger.warning("The encoding %s could not be kept: %s", path, error)
     return encoding
 
 
@@ -412,6 +412,31 @@ class FeatureTable:
         if (position_B < 0).any():
             raise KeyError(f"no features of sample {int(index_B[int((position_B < 0).int().argmax())])} in the table")
         return self.features_RD[position_B].to(index_B.device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The features, of the model before training: a resumed run no longer has it."""
+        return {"features": self.features_RD}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Look up the features of a checkpoint.
+
+        Raises:
+            ValueError: when they are not those of these rows.
+        """
+        self.features_RD = checked_features(state, len(self.rows))
+
+
+def checked_features(state: Mapping[str, Tensor], rows: int) -> Tensor:
+    """Saved features of so many rows.
+
+    Raises:
+        ValueError: when they are none.
+    """
+    features = state.get("features")
+    if features is None or features.ndim != 2 or len(features) != rows or not features.is_floating_point():
+        found = "none" if features is None else f"{features.dtype} of shape {tuple(features.shape)}"
+        raise ValueError(f"the saved features of the judge do not fit: expected {rows} rows, found {found}")
+    return features
 
 
 @contextmanager

@@ -3,20 +3,27 @@
 A snapshot holds what training can change (trainable parameters and buffers), as safetensors.
 """
 
-import json
+import logging
 import math
-from collections.abc import Generator, Mapping, Sequence
+import re
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import EvalPrediction
 
+from hf_clidmu.files import disk_refused, inside, link_or_copy, read_tensors, write_json, write_tensors
+
+
+logger = logging.getLogger(__name__)
 
 SNAPSHOT_MODES = ("single", "soup", "ensemble")
 _INDEX_NAME = "snapshots.json"
+_FILE_NAME = re.compile(r"step-\d{1,18}\.safetensors")
 
 
 @dataclass
@@ -41,32 +48,35 @@ class Snapshots:
         folder: where the weights are kept; made when the first snapshot comes.
         top_k: how many to keep.
         writes: whether this process writes files (one process of a distributed run does).
+        share: what the first process says, told to all; None for a single process.
     """
 
-    def __init__(self, folder: str | Path, top_k: int, writes: bool = True):
+    def __init__(self, folder: str | Path, top_k: int, writes: bool = True, share: Callable[[Any], Any] | None = None):
         if top_k < 1:
             raise ValueError(f"snapshot_top_k must be at least 1, got {top_k}")
         self.folder = Path(folder)
         self.top_k = top_k
         self.writes = writes
+        self.share = share or (lambda value: value)
         self.history: list[Snapshot] = []
 
     def add(self, step: int, score: float, model: nn.Module) -> bool:
         """Record an evaluated state, and keep its weights if it is among the best k so far.
 
-        A score that is not finite ranks last and is never kept.
+        A score that is not finite ranks last and is never kept. Weights that the disk does not take are not kept
+        either: the run goes on with those it has, and a warning says so.
 
         Returns:
             Whether it is the best so far.
         """
         self.history = [snapshot for snapshot in self.history if snapshot.step != step]
-        snapshot = Snapshot(step, float(score))
+        snapshot = Snapshot(step, float(self.share(score)))
         self.history.append(snapshot)
         ranked = self.ranked()
         if snapshot in ranked[: self.top_k]:
-            snapshot.file = f"step-{step}.safetensors"
-            self._write(snapshot.file, changing_state(model))
-        for dropped in ranked[self.top_k :]:
+            name = f"step-{step}.safetensors"
+            snapshot.file = name if self.share(self._write(name, changing_state(model))) else None
+        for dropped in self.kept[self.top_k :]:
             dropped.file = None
         self._remove_others()
         self._write_index()
@@ -93,13 +103,14 @@ class Snapshots:
 
         Raises:
             FileNotFoundError: when they were not kept, or the file is gone.
+            ValueError: when the file cannot be read.
         """
         if snapshot.file is None or not (self.folder / snapshot.file).is_file():
             raise FileNotFoundError(
                 f"the weights of the snapshot at step {snapshot.step} are not in {self.folder}: only the best "
                 f"{self.top_k} by score are kept"
             )
-        return load_file(self.folder / snapshot.file)
+        return read_tensors(self.folder / snapshot.file)
 
     def visited(self, model: nn.Module) -> Generator[Snapshot, None, None]:
         """Each kept snapshot, best first, while the model holds its weights; then the model gets its own back."""
@@ -126,38 +137,71 @@ class Snapshots:
         """The history as JSON values, for a checkpoint."""
         return [{**asdict(s), "score": s.score if math.isfinite(s.score) else None} for s in self.history]
 
-    def load_kept_state(self, history: Sequence[dict]) -> None:
-        """Continue a history. Snapshots made after it are forgotten; a kept one whose file is gone is not kept."""
-        self.history = [
-            Snapshot(int(s["step"]), math.nan if s["score"] is None else float(s["score"]), s["file"]) for s in history
-        ]
+    def load_kept_state(self, history: Any) -> None:
+        """Continue a history. Snapshots made after it are forgotten; a kept one whose file is gone is not kept.
+
+        Raises:
+            ValueError: when it is no history of snapshots.
+        """
+        self.history = [_snapshot(values) for values in _list(history)]
         for snapshot in self.history:
-            if snapshot.file is not None:
-                name = Path(snapshot.file).name  # a checkpoint may come from anywhere: nothing outside the folder
-                snapshot.file = name if (self.folder / name).is_file() else None
+            if snapshot.file is not None and not (self.folder / snapshot.file).is_file():
+                snapshot.file = None
+
+    def save_files(self, folder: str | Path) -> None:
+        """Keep the weights in a checkpoint's folder as well: a later snapshot of this run may push them out here."""
+        for snapshot in self.kept if self.writes else ():
+            link_or_copy(self.folder / str(snapshot.file), Path(folder) / str(snapshot.file))
+
+    def load_files(self, folder: str | Path, history: Any) -> None:
+        """Put back the weights that [`save_files`] kept for this history."""
+        for snapshot in [_snapshot(values) for values in _list(history)] if self.writes else ():
+            if snapshot.file is not None and (kept := inside(folder, snapshot.file)).is_file():
+                link_or_copy(kept, self.folder / snapshot.file)
 
     def _remove_others(self) -> None:
         """Delete weights that no snapshot of this run holds: dropped ones, and those of an earlier run here."""
         held = {snapshot.file for snapshot in self.history}
-        for path in self.folder.glob("step-*.safetensors") if self.writes else ():
+        for path in self.folder.glob("step-*.safetensors*") if self.writes else ():
             if path.name not in held:
                 path.unlink()
 
-    def _write(self, name: str, state: dict[str, Tensor]) -> None:
+    def _write(self, name: str, state: dict[str, Tensor]) -> bool:
         if not self.writes:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self.folder / (name + ".tmp")
-        save_file(state, unfinished, metadata={"format": "pt"})
-        unfinished.replace(self.folder / name)
+            return True
+        try:
+            write_tensors(self.folder / name, state)
+        except Exception as error:
+            if not disk_refused(error):
+                raise
+            logger.warning("The snapshot %s could not be written and is not kept: %s", self.folder / name, error)
+            return False
+        return True
 
     def _write_index(self) -> None:
         if not self.writes:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self.folder / (_INDEX_NAME + ".tmp")
-        unfinished.write_text(json.dumps(self.save_kept_state(), indent=1) + "\n", encoding="utf8")
-        unfinished.replace(self.folder / _INDEX_NAME)
+        try:
+            write_json(self.folder / _INDEX_NAME, self.save_kept_state(), indent=1)
+        except OSError as error:
+            logger.warning("The list of snapshots %s could not be written: %s", self.folder / _INDEX_NAME, error)
+
+
+def _list(history: Any) -> list[Any]:
+    if not isinstance(history, list):
+        raise ValueError(f"the saved history of snapshots is {history!r}, where a list belongs")
+    return history
+
+
+def _snapshot(values: Any) -> Snapshot:
+    """A snapshot of saved values, which may come from anywhere."""
+    if isinstance(values, dict) and set(values) == {"step", "score", "file"}:
+        step, score, file = values["step"], values["score"], values["file"]
+        real = score is None or (type(score) in (int, float) and abs(score) < 1e300)
+        named = file is None or (isinstance(file, str) and _FILE_NAME.fullmatch(file) is not None)
+        if type(step) is int and step >= 0 and real and named:
+            return Snapshot(step, math.nan if score is None else float(score), file)
+    raise ValueError(f"the saved history holds {values!r}, which is no snapshot: step, score and file of its weights")
 
 
 def selection_score(metrics: Mapping[str, float], metric: str | None, greater_is_better: bool | None) -> float:
@@ -198,11 +242,33 @@ def load_changing_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # a shape that differs
-        raise ValueError(f"the snapshot does not fit the model: {error}") from error
+        raise ValueError(f"the snapshot does not fit the model: {' '.join(str(error).split())}") from error
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     lost = sorted(trainable & set(missing))
     if lost or unexpected:
         raise ValueError(f"the snapshot does not fit the model: missing {lost[:5]}, unexpected {list(unexpected)[:5]}")
+
+
+def ensemble(outputs: Sequence[Any], compute_metrics: Callable[[Any], dict] | None, prefix: str) -> Any:
+    """What several members predict together, in place of the last one's output.
+
+    Args:
+        outputs: the members' `PredictionOutput`s, of the same samples.
+        compute_metrics: of Trainer, or None.
+        prefix: of the names of metrics.
+
+    Returns:
+        A `PredictionOutput` with log mean probabilities in place of logits, and metrics without the loss.
+    """
+    members = [output.predictions for output in outputs]
+    log_probability_NC = mean_log_probability(
+        [logits[0] if isinstance(logits, tuple) else logits for logits in members]
+    )
+    metrics = {key: value for key, value in outputs[-1].metrics.items() if not key.endswith("_loss")}
+    if compute_metrics is not None and outputs[-1].label_ids is not None:
+        scores = compute_metrics(EvalPrediction(log_probability_NC, outputs[-1].label_ids))
+        metrics.update({f"{prefix}_{key}": value for key, value in scores.items()})
+    return outputs[-1]._replace(predictions=log_probability_NC, metrics=metrics)
 
 
 def mean_log_probability(members: Sequence[np.ndarray]) -> np.ndarray:

@@ -5,17 +5,14 @@ objective judges theta+), weighting (learns, then gives the loss), backward; the
 """
 
 import logging
-import math
-from collections.abc import Mapping
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from hf_clidmu.batches import (
     INDEX_COLUMN,
@@ -31,8 +28,9 @@ from hf_clidmu.batches import (
 from hf_clidmu.classifier import ClassifierTap, forked_random_state, model_logits
 from hf_clidmu.config import HEAD_LEARNING_RATE, CLIDMUConfig, refuse_unsupported
 from hf_clidmu.encodings import Encodings
+from hf_clidmu.guard import Guard
 from hf_clidmu.head_first import HeadFirst
-from hf_clidmu.judge import Judge, warn_of_chance
+from hf_clidmu.judge import Judge
 from hf_clidmu.ledger import Ledger
 from hf_clidmu.lookahead import PERTURBATION_RADIUS, LookAhead, MetaBatch
 from hf_clidmu.meters import Meters
@@ -45,22 +43,22 @@ from hf_clidmu.precompute import (
     freeze_parameters,
     frozen_modules,
 )
-from hf_clidmu.snapshots import Snapshots, mean_log_probability, selection_score
-from hf_clidmu.state import load_optimizer_tensors, load_state, optimizer_tensors, save_state
+from hf_clidmu.selecting import SNAPSHOT_FOLDER, SelectingTrainer
+from hf_clidmu.snapshots import Snapshots
+from hf_clidmu.state import OptimizerState, whole_number
 from hf_clidmu.weighting import Weighting, WeightingBatch, get_weighting
 
 
 logger = logging.getLogger(__name__)
 
 LEDGER_NAME = "ledger.parquet"
-SNAPSHOT_FOLDER = "snapshots"
 _DEFAULT_META_SIZE = 1000
 _HEAD_STEP_SIZE = 0.1
 # Streams of derived seeds, one per purpose.
-_WEIGHTING, _DRAWS, _META, _MASKS, _JUDGE = range(5)
+_WEIGHTING, _DRAWS, _META, _MASKS, _JUDGE, _AUGMENTATION = range(6)
 
 
-class CLIDMUTrainer(Trainer):
+class CLIDMUTrainer(SelectingTrainer):
     """Fine-tunes a classifier on labels that are partly wrong (CLID-MU, arXiv 2507.11807).
 
     Everything a [`~transformers.Trainer`] does, it does. With plain `TrainingArguments`, or `weighting="none"`, it
@@ -83,10 +81,8 @@ class CLIDMUTrainer(Trainer):
     model: Any
     train_dataset: Any
     eval_dataset: Any
-    config: CLIDMUConfig
     tap: ClassifierTap
-    judge: Judge
-    snapshots: Snapshots
+    guard: Guard
     weighting: Weighting
 
     def __init__(
@@ -111,13 +107,12 @@ class CLIDMUTrainer(Trainer):
         super().__init__(model, args, data_collator, train_dataset, stand_in, processing_class, **kwargs)
         self.eval_dataset = eval_dataset
         self.meta_dataset = meta_dataset
+        self._given_weighting = weighting
         self.weighting = weighting  # type: ignore[assignment]
-        self.tap = self.judge = self.snapshots = None  # type: ignore[assignment]
-        self.backbone: FrozenBackbone | None = None
+        self.tap = self.guard = None  # type: ignore[assignment]
         self.ledger: Ledger | None = None
         self._judge_table: FeatureTable | None = None
         self._encodings: Encodings | None = None
-        self._meters = Meters()
         self._frozen_modules: list[nn.Module] = []
         self._head_first = HeadFirst()
         self._meta_steps = 0
@@ -125,11 +120,13 @@ class CLIDMUTrainer(Trainer):
         if self.config is None:
             return
 
+        self.resumable = True
         refuse_unsupported(
             self.config,
             engine="FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else None,
             reweights=self.reweights,
             streams=is_stream(train_dataset),
+            uneven=self.processes.several and not self.accelerator.even_batches,
         )
         try:
             self.tap = ClassifierTap(self.model, self.config.classifier_module)
@@ -147,7 +144,10 @@ class CLIDMUTrainer(Trainer):
         # Only labels that a loss of ours will see are checked: a plain Trainer may have uses for others.
         self.data_collator = SampleCollator(self.data_collator, self.tap.num_labels if self.reweights else None)
         self.snapshots = Snapshots(
-            Path(str(self.args.output_dir)) / SNAPSHOT_FOLDER, self.config.snapshot_top_k, self.args.should_save
+            Path(str(self.args.output_dir)) / SNAPSHOT_FOLDER,
+            self.config.snapshot_top_k,
+            self.args.should_save,
+            self.processes.share,
         )
 
     # ---- one step ------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ class CLIDMUTrainer(Trainer):
         """One forward of the batch, a look-ahead judged on the meta batch, one backward of the weighted loss."""
         if not self.reweights:
             return super().training_step(model, inputs, num_items_in_batch)
-        if not model.training:
+        if not (model.training and self.model.training):  # an evaluation tells the bare model alone
             model.train()
         inputs, labels_B, index_B = self._split(inputs)
 
@@ -169,8 +169,10 @@ class CLIDMUTrainer(Trainer):
             meta, step_size = self._next_meta_batch(batch), self._step_size()
             module, gradient_BC = self._module, self.weighting.loss_gradient(batch)
             judged = self.lookahead(module, inputs, output, gradient_BC.detach(), meta, step_size, self.optimizer)
-            batch = self.weighting.learn(batch, gradient_BC, judged.logit_tangent_BC, step_size, self.lookahead.average)
-            self._meters.add("meta_loss", judged.meta_loss)
+            meta_loss, tangent_BC = judged.meta_loss, judged.logit_tangent_BC
+            average = self.guard.screen(meta_loss, tangent_BC, self.weighting.optimizer)
+            batch = self.weighting.learn(batch, gradient_BC, tangent_BC, step_size, average)
+            self._meters.add("meta_loss", meta_loss)
         batch = self.weighting.prepare(batch, self._draws(1))
         loss, weight_B = self._loss(batch)
         loss = loss / self.current_gradient_accumulation_steps
@@ -198,15 +200,18 @@ class CLIDMUTrainer(Trainer):
         return inputs
 
     def _meta_step_is_due(self) -> bool:
-        step = self.state.global_step
-        return self.weighting.learns and step >= self._warmup_steps and step % self.config.meta_every == 0
+        return self._weighting_learns() and self.state.global_step % self.config.meta_every == 0
+
+    def _weighting_learns(self) -> bool:
+        warmed_up = self.state.global_step >= self._warmup_steps
+        return self.weighting.learns and warmed_up and not self.guard.is_broken
 
     def _loss(self, batch: WeightingBatch) -> tuple[Tensor, Tensor]:
         """The loss to go down, and how much each label counts in it."""
-        if self.weighting.learns and self.state.global_step < self._warmup_steps:
+        if self.weighting.learns and not self._weighting_learns():
             loss = nn.functional.cross_entropy(batch.logits_BC, batch.labels_B)
             return loss, torch.ones_like(batch.logits_BC[:, 0])
-        return self.weighting.real_loss(batch)
+        return self.guard.loss(batch, self.weighting.real_loss)
 
     def _step_size(self) -> float:
         if self.config.lookahead_lr is not None:
@@ -234,21 +239,27 @@ class CLIDMUTrainer(Trainer):
         return self._judge_table.lookup(index_M).to(self.args.device)
 
     def _draws(self, purpose: int) -> torch.Generator:
-        """Random numbers of the weighting: a function of seed, step and process, so that a resumed run repeats them."""
+        """Random numbers of the weighting: a function of seed and step, so that a resumed run repeats them."""
         micro_step = self._micro_step = self._micro_step + 1 if self._drawn_at == self.state.global_step else 0
         self._drawn_at = self.state.global_step
-        seed = derive_seed(self.args.seed, _DRAWS, purpose, self.state.global_step, micro_step, self.args.process_index)
+        seed = derive_seed(self.args.seed, _DRAWS, purpose, self.state.global_step, micro_step)
         return torch.Generator(device=self.args.device).manual_seed(seed)
-
-    def _bare(self) -> nn.Module:  # a walk over all modules
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     @torch.no_grad()
     def _listen(self, batch: WeightingBatch, weight_B: Tensor) -> None:
-        self._meters.add("weight_mean", weight_B.mean())
-        self._meters.add("weight_std", weight_B.std(correction=0))
-        if self.ledger is not None and batch.index_B is not None:
-            self.ledger.update(batch.index_B, batch.logits_BC, batch.labels_B, weight_B)
+        used_B = self.guard.used(weight_B)
+        if self._weighting_learns():
+            self.guard.count(self.processes.gather(weight_B))
+        self._meters.add("weight_mean", used_B.mean())
+        self._meters.add("weight_std", used_B.std(correction=0))
+        self._record(batch.index_B, batch.logits_BC, batch.labels_B, used_B)
+
+    def _record(self, index_B: Tensor | None, logits_BC: Tensor, labels_B: Tensor, weight_B: Tensor) -> None:
+        """The ledger hears of the samples of all processes, without those that the sampler repeats to fill up."""
+        if self.ledger is None or index_B is None:
+            return
+        drops = self.args.dataloader_drop_last
+        self.ledger.update(*self.processes.samples([index_B, logits_BC, labels_B, weight_B], len(self.ledger), drops))
 
     def compute_loss(
         self,
@@ -264,26 +275,18 @@ class CLIDMUTrainer(Trainer):
         if self.ledger is not None and index_B is not None and labels_B is not None and self.model.training:
             logits = model_logits({"logits": outputs[1]} if isinstance(outputs, tuple) else outputs)
             if logits.ndim == 2 and labels_B.ndim == 1:
-                self.ledger.update(index_B.to(labels_B.device), logits, labels_B)
+                ones_B = torch.ones(len(labels_B), device=labels_B.device)
+                self._record(index_B.to(labels_B.device), logits, labels_B, ones_B)
         return (loss, outputs) if return_outputs else loss
 
     # ---- what a run needs ----------------------------------------------------------------------------------------
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; at the end the model is the one that CLID selected. Arguments and result are Trainer's."""
-        self._prepared, self._alignment = False, math.nan
+        self._prepared = False
         with ExitStack() as self._run_scope:
             self._run_scope.callback(self._head_first.release)
-            result = super().train(*args, **kwargs)
-        self.load_selected()
-        warn_of_chance(self._alignment)
-        return result
-
-    def load_selected(self) -> None:
-        """Put the weights that CLID selected into the model (see `snapshot_mode`)."""
-        if self.snapshots is not None and self.config is not None:
-            self.accelerator.wait_for_everyone()
-            self.snapshots.load_selected(self.model, self.config.snapshot_mode)
+            return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """As in Trainer, over samples that carry their index."""
@@ -317,7 +320,7 @@ class CLIDMUTrainer(Trainer):
         if not (streams := is_stream(dataset)):
             if len(dataset) == 0:
                 raise ValueError("the training dataset is empty")
-            dataset = IndexedDataset(dataset)
+            dataset = IndexedDataset(dataset, derive_seed(self.args.seed, _AUGMENTATION))
         self.backbone = None if streams else self._find_backbone(dataset)
         self._encodings = Encodings(
             self._bare(),
@@ -388,6 +391,8 @@ class CLIDMUTrainer(Trainer):
                 self.data_collator,
                 derive_seed(self.args.seed, _META),
                 workers,
+                self.processes.index,
+                self.processes.count,
             )
             rows = self.meta_batches.rows
         if self._by_pretrained(config.objective_features):
@@ -426,8 +431,16 @@ class CLIDMUTrainer(Trainer):
         return [parameter for name, parameter in self.model.named_parameters() if name not in below]
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        # Before super(): it loads the checkpoint's state into what is built here.
+        # Before super(): it loads the checkpoint's state into what is built here. The loop may be entered again, with a
+        # batch size that fits (auto_find_batch_size): nothing of the last attempt counts.
+        self._meta_steps, self._meters = 0, Meters()
+        if self.snapshots is not None:
+            self.snapshots.history = []
+        if self.ledger is not None:
+            self.ledger = Ledger(self.ledger.num_samples, self.args.device)
         if self.reweights:
+            if self.config.meta_source != "batch":
+                self.meta_batches.restart(self.config.meta_batch_size or self._train_batch_size)
             self._build_weighting()
         if self.config is not None and self.tap is not None:
             steps, self._warmup_steps = self.state.max_steps, self.config.warmup_of_meta(self.state.max_steps)
@@ -435,15 +448,18 @@ class CLIDMUTrainer(Trainer):
             self._head_first.bind(self.model, backbone_names(self.model, self.tap), head_steps)
         return super()._prepare_for_training(*args, **kwargs)
 
-    _warmup_steps, _alignment, _micro_step, _drawn_at = 0, math.nan, 0, -1
+    _warmup_steps, _micro_step, _drawn_at = 0, 0, -1
 
     def _build_weighting(self) -> None:
         config, tap = self.config, self.tap
         same_everywhere = derive_seed(self.args.seed, _WEIGHTING)
         with forked_random_state(self.args.device, same_everywhere):
-            if self.weighting is None:
+            if self._given_weighting is None:
                 self.weighting = get_weighting(config.weighting, tap.num_labels, tap.feature_size, config.kl_weight)
         self.weighting.to(self.args.device, tap.weight_CD.dtype if tap.weight_CD.dtype == torch.float64 else None)
+        self.weighting.processes = self.processes
+        self.processes.check_identical("the weighting", self.weighting.state_dict())
+        self.guard = Guard(config.meta_patience, self.args.device, self.processes)
         self.weighting.bind(None if is_stream(self.train_dataset) else len(self.train_dataset))
         self.weighting.configure_optimizer(config.meta_optim, config.meta_learning_rate, config.meta_weight_decay)
         half = torch.float16 if self.args.fp16 else torch.bfloat16 if self.args.bf16 else None
@@ -455,13 +471,11 @@ class CLIDMUTrainer(Trainer):
             lookahead=config.lookahead,
             preconditioner=config.preconditioner,
             radius=None if half is None else PERTURBATION_RADIUS[half],
-            average=self._average if self.accelerator.num_processes > 1 else None,
+            average=self.processes.average if self.processes.several else None,
+            gather=self.processes.gather_with_gradient if config.clid_across_processes else None,
         )
         self._module = self._bare()
         self.lookahead.parameters(self._module)  # a scope that matches nothing fails now, not later
-
-    def _average(self, tensors: list[Tensor]) -> list[Tensor]:
-        return [self.accelerator.reduce(tensor.contiguous(), reduction="mean") for tensor in tensors]
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         if not isinstance(data_collator, SampleCollator):
@@ -469,86 +483,18 @@ class CLIDMUTrainer(Trainer):
         users = super()._get_collator_with_removed_columns(data_collator.collator, description)
         return SampleCollator(users, data_collator.num_labels)  # outermost: it knows the columns that we add
 
-    # ---- evaluation ----------------------------------------------------------------------------------------------
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """As in Trainer, with `eval_clid`: CLID of the model on the judge set. Works without an evaluation set."""
-        given = self.eval_dataset if eval_dataset is None else eval_dataset
-        ours = self.judge is not None and metric_key_prefix == "eval"
-        metrics: dict[str, float] = {}
-        with self._stored_features():
-            if given is not None or not ours:
-                metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-            if not ours:
-                return metrics
-            if one_clid := "eval_clid" not in metrics:  # no single evaluation loop carried it
-                metrics.update(self._judged())
-        if one_clid:
-            self.log({name: metrics[name] for name in ("eval_clid", "eval_clid_alignment")})
-            if given is None:
-                self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        if self.is_in_train and self.snapshots is not None:
-            score = selection_score(metrics, self.args.metric_for_best_model, self.args.greater_is_better)
-            if self.snapshots.add(self.state.global_step, score, self.model) and score == metrics["eval_clid"]:
-                self._alignment = metrics["eval_clid_alignment"]
-        return metrics
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As in Trainer, with `eval_clid` among the metrics of the evaluation set."""
-        output = super().evaluation_loop(*args, **kwargs)
-        if self.judge is not None and kwargs.get("metric_key_prefix") == "eval":
-            metrics: Any = output.metrics
-            metrics.update(self._judged())
-        return output
-
-    def _judged(self) -> dict[str, float]:
-        reading = self.judge.read(self._bare(), self.args.device)
-        return {"eval_clid": reading.clid, "eval_clid_alignment": reading.alignment}
-
-    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
-        """As in Trainer. With `snapshot_mode="ensemble"` the predictions are log mean probabilities of the best k."""
-        ensemble = self.config is not None and self.config.snapshot_mode == "ensemble" and not self.is_in_train
-        if ensemble and self.snapshots is not None and len(self.snapshots.kept) > 1:
-            return self.predict_ensemble(test_dataset, ignore_keys, metric_key_prefix)
-        return self._predict_single(test_dataset, ignore_keys, metric_key_prefix)
-
-    def _predict_single(self, *args: Any) -> Any:
-        with self._stored_features():
-            return super().predict(*args)
-
-    def _stored_features(self) -> Any:
-        """Inside, the model takes what its frozen part made of a dataset before, where it has one."""
-        return nullcontext() if self.backbone is None else self.backbone.installed(self.model)
-
-    def predict_ensemble(
-        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
-    ) -> Any:
-        """Predictions of the best k snapshots together: log of their mean probabilities, in place of logits.
-
-        The model keeps the weights it has. Metrics are those of `compute_metrics`, without the loss.
-        """
-        if self.snapshots is None or not self.snapshots.kept:
-            raise ValueError("there are no snapshots to predict with: train with an eval_strategy other than 'no'")
-        members: list[np.ndarray] = []
-        with closing(self.snapshots.visited(self.model)) as visits:
-            for _ in visits:
-                output = self._predict_single(test_dataset, ignore_keys, metric_key_prefix)
-                members.append(output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions)
-        log_probability_NC = mean_log_probability(members)
-        metrics = {key: value for key, value in output.metrics.items() if not key.endswith("_loss")}
-        if self.compute_metrics is not None and output.label_ids is not None:
-            scores = self.compute_metrics(EvalPrediction(log_probability_NC, output.label_ids))
-            metrics.update({f"{metric_key_prefix}_{key}": value for key, value in scores.items()})
-        return output._replace(predictions=log_probability_NC, metrics=metrics)
-
     # ---- logging and state ---------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As in Trainer, with means since the last log: `meta_loss` (`clid`), and the weights' mean and spread."""
+        """As in Trainer, with what happened since the last log.
+
+        Means: `meta_loss` (`clid`), `weight_mean`, `weight_std`; a count: `meta_skipped`, meta steps that were not
+        finite.
+        """
         if "loss" in logs:
-            logs.update(self._meters.take())
+            logs.update(self._meters.take(self.processes.average))
+            if self.guard is not None and self.weighting.learns:
+                logs["meta_skipped"] = self.guard.look(self.state.global_step)
             if "meta_loss" in logs and self.config.objective == "clid":
                 logs["clid"] = logs["meta_loss"]
         super().log(logs, *args, **kwargs)
@@ -559,40 +505,32 @@ class CLIDMUTrainer(Trainer):
         if self.ledger is not None and not _internal_call and self.args.should_save:
             self.ledger.save(Path(str(output_dir or self.args.output_dir)) / LEDGER_NAME)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.config is not None and self.args.should_save:
-            history = self.snapshots.save_kept_state() if self.snapshots is not None else []
-            save_state(output_dir, self._tensor_state(), {"meta_steps": self._meta_steps, "snapshots": history})
+    def before_saving(self) -> None:
+        if self.reweights:
+            self.processes.check_identical("the weighting", self.weighting.state_dict())
+            self.guard.look(self.state.global_step)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or self.config is None:
-            return
-        tensors, values = load_state(checkpoint)
-        self._meta_steps = int(values["meta_steps"])
-        if self.snapshots is not None:
-            self.snapshots.load_kept_state(values["snapshots"])
-        if self.weighting is not None:
-            self.weighting.load_state_dict(tensors.get("weighting", {}))
-            load_optimizer_tensors(self.weighting.optimizer, tensors.get("weighting_optimizer", {}))
-        if self.ledger is not None and "ledger" in tensors:
-            self.ledger.load_state_dict(tensors["ledger"])
-        # Of the model before training, which a resumed run no longer has.
-        features = tensors.get("judge_features", {})
-        if self.judge is not None and "judge" in features:
-            self.judge.features_ND = features["judge"]
-        if self._judge_table is not None and "meta" in features:
-            self._judge_table = FeatureTable(self._judge_table.rows, features["meta"])
-
-    def _tensor_state(self) -> dict[str, Mapping[str, Tensor]]:
-        features = {
-            "judge": None if self.judge is None else self.judge.features_ND,
-            "meta": None if self._judge_table is None else self._judge_table.features_RD,
-        }
+    def stateful_parts(self) -> dict[str, Any]:
+        optimizer = None if self.weighting is None else OptimizerState(self.weighting.optimizer)
         return {
-            "weighting": {} if self.weighting is None else self.weighting.state_dict(),
-            "weighting_optimizer": {} if self.weighting is None else optimizer_tensors(self.weighting.optimizer),
-            "ledger": {} if self.ledger is None else self.ledger.state_dict(),
-            "judge_features": {name: value for name, value in features.items() if value is not None},
+            "weighting": self.weighting,
+            "weighting_optimizer": optimizer,
+            "guard": self.guard,
+            "ledger": self.ledger,
+            "judge": self.judge,
+            "meta_features": self._judge_table,
         }
+
+    def save_values(self, folder: Path) -> dict[str, Any]:
+        return {**super().save_values(folder), "meta_steps": self._meta_steps}
+
+    def load_values(self, folder: Path, values: dict[str, Any]) -> None:
+        super().load_values(folder, values)
+        self._meta_steps = whole_number(values, "meta_steps")
+        if self.guard is not None:
+            self.guard.look(self.state.global_step)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.tap is not None and isinstance(self._run_dataset, IndexedDataset):
+            self._run_dataset.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)

@@ -1,5 +1,6 @@
 """Snapshots: what is ranked, what stays on disk, what is put back."""
 
+import errno
 import json
 import math
 
@@ -144,17 +145,49 @@ def test_a_process_that_does_not_write_leaves_the_disk_alone(tmp_path):
     assert not (tmp_path / "never").exists()
 
 
-def test_an_interrupted_write_does_not_replace_a_file(tmp_path, monkeypatch):
-    snapshots, _ = filled(tmp_path, [2.0])
+def test_a_full_disk_costs_a_snapshot_and_nothing_else(tmp_path, monkeypatch, caplog):
+    snapshots, _ = filled(tmp_path, [2.0, 3.0, 4.0], top_k=2)
 
     def broken(state, path, metadata=None):
         path.write_bytes(b"half")
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("hf_clidmu.snapshots.save_file", broken)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr("hf_clidmu.files.save_file", broken)
+    assert snapshots.add(4, 1.0, Net(5.0))  # the best so far, whatever became of its file
+    assert "step-4.safetensors could not be written and is not kept: [Errno 28] No space left" in caplog.text
+    assert [snapshot.step for snapshot in snapshots.kept] == [1, 2]  # nothing was pushed out by what is not there
+    assert files(tmp_path) == names(1, 2)
+    monkeypatch.undo()
+    snapshots.add(5, 1.5, Net(6.0))
+    assert [snapshot.step for snapshot in snapshots.kept] == [5, 1]
+    assert files(tmp_path) == names(1, 5)
+
+
+def test_an_error_that_is_not_the_disks_is_raised(tmp_path, monkeypatch):
+    snapshots, _ = filled(tmp_path, [2.0])
+
+    def broken(state, path, metadata=None):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr("hf_clidmu.files.save_file", broken)
+    with pytest.raises(RuntimeError, match="something else"):
         snapshots.add(1, 1.0, Net(5.0))
     assert float(load_file(tmp_path / "step-1.safetensors")["head.bias"][0]) == 1.0
+
+
+def test_a_checkpoint_holds_the_kept_weights_and_gives_them_back(tmp_path):
+    snapshots, _ = filled(tmp_path / "a", [1.0, 2.0], top_k=2)
+    history = snapshots.save_kept_state()
+    snapshots.save_files(tmp_path / "kept")
+    snapshots.add(3, 0.5, Net(3.0))
+    snapshots.add(4, 0.4, Net(4.0))
+    assert files(tmp_path / "a") == names(3, 4)
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["step-1.safetensors", "step-2.safetensors"]
+    for folder in ("a", "elsewhere"):
+        other = Snapshots(tmp_path / folder, 2)
+        other.load_files(tmp_path / "kept", history)
+        other.load_kept_state(history)
+        assert [float(other.weights(snapshot)["head.bias"][0]) for snapshot in other.kept] == [1.0, 2.0]
 
 
 # ---- what is put back ------------------------------------------------------------------------------------------------
@@ -255,31 +288,38 @@ def test_a_kept_file_that_vanished_is_not_kept(tmp_path):
     assert head_value(model) == 2.0
 
 
-@pytest.mark.parametrize("prefix", ["../../", "../", "/", "sub/../../"])
-def test_a_name_in_a_history_cannot_leave_the_folder(prefix, tmp_path):
-    folder, outside = tmp_path / "a" / "snapshots", tmp_path / "step-1.safetensors"
-    filled(folder, [1.0])  # a file of that name is in the folder, too
-    for place in (outside, tmp_path / "a" / "step-1.safetensors"):
-        place.write_bytes(b"somebody else's")
-    name = str(outside) if prefix == "/" else prefix + outside.name
+@pytest.mark.parametrize("name", ["../../step-1.safetensors", "../step-1.safetensors", "/etc/passwd", "sub/../../x"])
+def test_a_name_in_a_history_cannot_leave_the_folder(name, tmp_path):
+    folder = tmp_path / "a" / "snapshots"
+    filled(folder, [1.0])
+    history = [{"step": 1, "score": 1.0, "file": name}]
     snapshots = Snapshots(folder, 1)
-    snapshots.load_kept_state([{"step": 1, "score": 1.0, "file": name}])
-    assert snapshots.kept[0].file == "step-1.safetensors"
-    assert float(snapshots.weights(snapshots.kept[0])["head.bias"][0]) == 1.0
-    snapshots.add(2, 0.5, Net())  # drops step 1
-    assert files(folder) == names(2)
-    assert outside.read_bytes() == (tmp_path / "a" / "step-1.safetensors").read_bytes() == b"somebody else's"
+    with pytest.raises(ValueError, match="which is no snapshot: step, score and file of its weights"):
+        snapshots.load_kept_state(history)
+    with pytest.raises(ValueError, match="which is no snapshot"):
+        snapshots.load_files(tmp_path, history)
+    assert snapshots.history == [] and files(folder) == names(1)
 
 
-@pytest.mark.parametrize("name", ["../../x", "..", "", ".", "/etc/passwd"])
-def test_a_name_that_is_not_in_the_folder_is_not_kept(name, tmp_path):
-    (tmp_path / "x").write_bytes(b"x")
-    snapshots = Snapshots(tmp_path / "a" / "b", 1)
-    snapshots.folder.mkdir(parents=True)
-    snapshots.load_kept_state([{"step": 1, "score": 1.0, "file": name}])
-    assert snapshots.kept == []
-    with pytest.raises(FileNotFoundError):
-        snapshots.weights(snapshots.history[0])
+@pytest.mark.parametrize(
+    "values",
+    [
+        None,
+        {"step": 1},
+        [1],
+        [{"step": -1, "score": 1.0, "file": None}],
+        [{"step": 1.5, "score": 1.0, "file": None}],
+        [{"step": True, "score": 1.0, "file": None}],
+        [{"step": 1, "score": "1", "file": None}],
+        [{"step": 1, "score": float("inf"), "file": None}],
+        [{"step": 1, "score": 1.0, "file": ""}],
+        [{"step": 1, "score": 1.0, "file": 7}],
+        [{"step": 1, "score": 1.0, "file": None, "run": "this"}],
+    ],
+)
+def test_a_history_that_is_none_is_refused(values, tmp_path):
+    with pytest.raises(ValueError, match="which is no snapshot|where a list belongs"):
+        Snapshots(tmp_path, 1).load_kept_state(values)
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,11 @@ def test_a_checkpoint_of_somebody_else_is_refused(tmp_path):
 def test_a_half_written_folder_is_refused(tmp_path, monkeypatch):
     save_state(tmp_path, TENSORS, VALUES)
 
-    def broken(group, path):
+    def broken(group, path, **_):
         path.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("hf_clidmu.state.save_file", broken)
+    monkeypatch.setattr("hf_clidmu.files.save_file", broken)
     with pytest.raises(OSError, match="no space"):
         save_state(tmp_path, TENSORS, {"meta_steps": 8})  # over a finished one, as a resumed run does
     monkeypatch.undo()

@@ -411,8 +411,10 @@ def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
 
 def test_no_pickle_of_ours_and_the_ledger_beside_the_model(tmp_path):
     run = train("bert", tmp_path, max_steps=2, save_strategy="steps", save_steps=2, eval_steps=2)
-    files = sorted(path.name for path in (tmp_path / "checkpoint-2" / "clidmu").iterdir())
-    assert files == ["ledger.safetensors", "state.json", "weighting.safetensors", "weighting_optimizer.safetensors"]
+    folder = tmp_path / "checkpoint-2" / "clidmu"
+    parts = ["guard", "ledger", "since_log", "snapshots/step-2", "weighting", "weighting_optimizer"]
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert files == sorted(["manifest.json", "state.json", *(f"{part}.safetensors" for part in parts)])
     assert json.loads((tmp_path / "checkpoint-2" / "clidmu" / "state.json").read_text())["meta_steps"] == 2
     run.save_model(str(tmp_path / "final"))
     assert (tmp_path / "final" / LEDGER_NAME).is_file()

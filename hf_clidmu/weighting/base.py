@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_clidmu.processes import Processes
+
 
 @dataclass(frozen=True)
 class WeightingBatch:
@@ -53,6 +55,8 @@ class Weighting(nn.Module, ABC):
     optimizer: torch.optim.Optimizer | None = None
     #: Whether there is something to learn from the look-ahead; a fixed rule takes no meta step.
     learns = True
+    #: The processes that train together: what normalises over a batch does so over the batches of all.
+    processes = Processes()
 
     @abstractmethod
     def inner_loss(self, batch: WeightingBatch) -> Tensor:
@@ -74,8 +78,17 @@ class Weighting(nn.Module, ABC):
         """Told once, before training, how many samples there are; None for a stream. Default: ignored."""
 
     def prepare(self, batch: WeightingBatch, generator: torch.Generator | None = None) -> WeightingBatch:
-        """What happens once before the batch is used: random draws, memories. Default: the batch, unchanged."""
+        """What happens once before the batch is used: random draws, memories. Default: the batch, unchanged.
+
+        The generator is the same in every process: draw with [`standard_normal`], which gives each its own.
+        """
         return batch
+
+    def standard_normal(self, like_BC: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draws of the shape of `like_BC`, drawn for the rows of all processes together; these are this one's."""
+        rows = len(like_BC) * self.processes.count
+        shape = (rows, *like_BC.shape[1:])
+        return self.processes.own(torch.randn(shape, generator=generator, device=like_BC.device, dtype=like_BC.dtype))
 
     def precompute(self, batch: WeightingBatch) -> WeightingBatch:
         """Attach what [`inner_loss`] and [`weights`] would both compute. Default: the batch, unchanged."""
@@ -171,7 +184,7 @@ class Weighting(nn.Module, ABC):
         if name == "adam":
             self.optimizer = torch.optim.Adam(phi, lr=learning_rate, weight_decay=weight_decay, fused=True)
         elif name == "sgd":
-            self.optimizer = torch.optim.SGD(phi, lr=learning_rate, weight_decay=weight_decay)
+            self.optimizer = torch.optim.SGD(phi, lr=learning_rate, weight_decay=weight_decay, fused=True)
         else:
             raise ValueError(f"meta_optim must be 'adam' or 'sgd', got '{name}'")
 
@@ -188,9 +201,12 @@ class SampleWeighting(Weighting):
         """Non-negative weights, (B,), on any scale."""
 
     def normalised_weights(self, batch: WeightingBatch) -> Tensor:
-        """The weights of the batch, (B,), summing to one; all zero where no sample has any weight."""
+        """The weights of the batch, (B,), summing to one; all zero where no sample has any weight.
+
+        With several processes they sum to one in the mean over processes, whose losses are averaged.
+        """
         weight_B = self.raw_weights(batch)
-        total = weight_B.sum()
+        total = self.processes.total(weight_B.sum()) / self.processes.count
         return weight_B / torch.where(total > 0, total, torch.ones_like(total))
 
     def inner_loss(self, batch: WeightingBatch) -> Tensor:

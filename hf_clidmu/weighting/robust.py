@@ -81,8 +81,6 @@ class EarlyLearning(RobustLoss):
     labels are memorised. Source: Liu et al., "Early-Learning Regularization Prevents Memorization of Noisy Labels",
     NeurIPS 2020, equation 6.
 
-    The memory belongs to one process: under several, each remembers the samples it has seen itself.
-
     Args:
         num_labels: C.
         strength: weight of the regulariser, default 3 (published for CIFAR-10; 7 for CIFAR-100).
@@ -105,11 +103,12 @@ class EarlyLearning(RobustLoss):
 
     @torch.no_grad()
     def prepare(self, batch: WeightingBatch, generator: torch.Generator | None = None) -> WeightingBatch:
-        """The memory of these samples moves towards what the model predicts now."""
-        index_B = self._index(batch)
+        """The memory of these samples, those of all processes, moves towards what the model predicts now."""
         # The published clamp keeps classes the model has ruled out reachable.
         probability_BC = batch.logits_BC.softmax(dim=1).clamp(1e-4, 1 - 1e-4).to(self.target_NC.dtype)
         now_BC = probability_BC / probability_BC.sum(dim=1, keepdim=True)
+        index_B, now_BC = self.processes.gather(self._index(batch)), self.processes.gather(now_BC)
+        now_BC = now_BC[(index_B[:, None] == index_B).int().argmax(dim=1)]  # a sample that stands twice moves once
         self.target_NC[index_B] = self.momentum * self.target_NC[index_B] + (1 - self.momentum) * now_BC
         return batch
 

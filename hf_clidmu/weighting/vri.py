@@ -77,10 +77,7 @@ class VRI(Weighting):
         return mean_BC.sigmoid()
 
     def prepare(self, batch: WeightingBatch, generator: torch.Generator | None = None) -> WeightingBatch:
-        noise_BC = torch.randn(
-            batch.logits_BC.shape, generator=generator, device=batch.logits_BC.device, dtype=batch.logits_BC.dtype
-        )
-        return replace(batch, noise_BC=noise_BC)
+        return replace(batch, noise_BC=self.standard_normal(batch.logits_BC, generator))
 
     def precompute(self, batch: WeightingBatch) -> WeightingBatch:
         return replace(batch, posterior=self.posterior(batch))
