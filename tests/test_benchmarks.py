@@ -28,17 +28,20 @@ def test_ratios_are_paired_and_then_summarised():
         step_cost.DEFAULT: [1.5, 2.0, 8.0],  # 1.5, 1, 2
         step_cost.PUBLISHED: [6.0, 6.0, 8.0],  # 6, 3, 2; to the default 4, 3, 1
     }
+    taken = {mode: [stepping.Seconds(value, 2 * value) for value in values] for mode, values in seconds.items()}
+    taken[step_cost.DEFAULT] = [time._replace(cpu=3 * time.device) for time in taken[step_cost.DEFAULT]]
     peaks = {step_cost.PLAIN: 2**21, step_cost.DEFAULT: 3 * 2**20, step_cost.PUBLISHED: 2**22}
-    figures = step_cost.summary(seconds, peaks)
-    assert figures["plain_step_ms"] == 2000 and figures["plain_peak_mib"] == 2
+    figures = step_cost.summary(taken, peaks)
+    assert figures["plain_step_ms"] == 2000 and figures["plain_step_cpu_ms"] == 4000 and figures["plain_peak_mib"] == 2
     assert figures["modes"][step_cost.DEFAULT] == {
         "time": {"median": 1.5, "quartiles": [1.25, 1.75]},
+        "cpu_time": {"median": 2.25, "quartiles": [1.875, 2.625]},
         "peak_memory": 1.5,
     }
     assert figures["modes"][step_cost.PUBLISHED]["time"]["median"] == 3
-    assert figures["published_over_ours"] == {step_cost.DEFAULT: {"median": 3, "quartiles": [2, 3.5]}}
+    assert figures["published_over_ours"][step_cost.DEFAULT]["time"] == {"median": 3, "quartiles": [2, 3.5]}
     lines = step_cost.rows({"a model": figures})
-    assert lines[1] == ["a model", step_cost.DEFAULT, "1.50", "1.25 to 1.75", "1.50"]
+    assert lines[1] == ["a model", step_cost.DEFAULT, "1.50", "1.25 to 1.75", "2.25", "1.88 to 2.62", "1.50"]
     assert len({len(line) for line in lines}) == 1
 
 

@@ -42,7 +42,7 @@ print(json.dumps({{"seconds": seconds, "added": sorted({{name.split(".")[0] for 
     found = fresh(code)
     known_beforehand = {"torch", "torchvision"} if "Trainer" in before else set()  # parts of them that are loaded late
     assert not (HEAVY - known_beforehand) & set(found["added"]), found["added"]
-    assert found["seconds"] < (0.3 if "Trainer" not in before else 1.5)
+    assert found["seconds"] < 0.3
 
 
 def test_help_is_answered_without_a_heavy_library():

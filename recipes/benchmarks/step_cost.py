@@ -4,8 +4,9 @@
     python recipes/benchmarks/step_cost.py --profile --models minilm@32 --modes "head, subset"
 
 All of them step in turn in one process, round after round; a ratio is the median over the rounds of the ratios within
-a round, so that whatever else the machine does falls on both sides. Peak memory is that of the tensors of one step,
-which other load does not change. On a GPU, time is taken by CUDA events.
+a round, so that whatever else the machine does falls on both sides. Time is the wall's, by CUDA events on a GPU; beside
+it stands the CPU time of the process, which other load changes little, and peak memory, which is that of the tensors
+of one step.
 """
 
 import argparse
@@ -22,7 +23,7 @@ if "--profile" in sys.argv:  # before CUDA starts: else a call returns before it
     os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
 
 from published import PublishedTrainer
-from stepping import SUBJECTS, Stepper, Subject, facts, print_table, write
+from stepping import SUBJECTS, Seconds, Stepper, Subject, facts, print_table, write
 from transformers import Trainer
 
 from hf_clidmu.trainer import CLIDMUTrainer
@@ -55,38 +56,47 @@ def measure(subject: Subject, modes: list[str], rounds: int) -> dict[str, Any]:
         one.trainer.state.global_step = 0  # a meta step is due
         peaks[mode] = one.peak_bytes()
         one.trainer.state.global_step = 0
-    seconds: dict[str, list[float]] = {mode: [] for mode in steppers}
+    taken: dict[str, list[Seconds]] = {mode: [] for mode in steppers}
     for _ in range(rounds):
         for mode, one in steppers.items():  # a mode that acts every k-th step: over k steps
-            seconds[mode].append(one.seconds(MODES.get(mode, {}).get("meta_every", 1)))
-    return summary(seconds, peaks)
+            taken[mode].append(one.seconds(MODES.get(mode, {}).get("meta_every", 1)))
+    return summary(taken, peaks)
 
 
-def summary(seconds: dict[str, list[float]], peaks: dict[str, int]) -> dict[str, Any]:
+def summary(taken: dict[str, list[Seconds]], peaks: dict[str, int]) -> dict[str, Any]:
     """Paired ratios to the plain step, and of the published algorithm to ours.
 
     Args:
-        seconds: of every mode and round.
+        taken: seconds of every mode and round.
         peaks: bytes of every mode.
     """
+    plain = taken[PLAIN]
     figures: dict[str, Any] = {
-        "plain_step_ms": round(1000 * statistics.median(seconds[PLAIN]), 1),
+        "plain_step_ms": round(1000 * statistics.median(seconds.device for seconds in plain), 1),
+        "plain_step_cpu_ms": round(1000 * statistics.median(seconds.cpu for seconds in plain), 1),
         "plain_peak_mib": round(peaks[PLAIN] / 2**20, 1),
         "modes": {
-            mode: {"time": _ratio(values, seconds[PLAIN]), "peak_memory": round(peaks[mode] / peaks[PLAIN], 3)}
-            for mode, values in seconds.items()
+            mode: {**_ratios(values, plain), "peak_memory": round(peaks[mode] / peaks[PLAIN], 3)}
+            for mode, values in taken.items()
             if mode != PLAIN
         },
     }
-    if PUBLISHED in seconds:
+    if PUBLISHED in taken:
         figures["published_over_ours"] = {
-            mode: _ratio(seconds[PUBLISHED], seconds[mode]) for mode in (DEFAULT, EVERYTHING) if mode in seconds
+            mode: _ratios(taken[PUBLISHED], taken[mode]) for mode in (DEFAULT, EVERYTHING) if mode in taken
         }
     return figures
 
 
-def _ratio(values: list[float], references: list[float]) -> dict[str, Any]:
-    ratios = [value / reference for value, reference in zip(values, references, strict=True)]
+def _ratios(values: list[Seconds], references: list[Seconds]) -> dict[str, Any]:
+    pairs = list(zip(values, references, strict=True))
+    return {
+        "time": _spread([value.device / reference.device for value, reference in pairs]),
+        "cpu_time": _spread([value.cpu / reference.cpu for value, reference in pairs]),
+    }
+
+
+def _spread(ratios: list[float]) -> dict[str, Any]:
     quartiles = statistics.quantiles(ratios, n=4, method="inclusive")[::2] if len(ratios) > 1 else ratios * 2
     return {"median": round(statistics.median(ratios), 3), "quartiles": [round(value, 3) for value in quartiles]}
 
@@ -95,17 +105,24 @@ def rows(models: dict[str, Any]) -> list[list[str]]:
     """The table of the figures, a line a model and mode."""
     lines = []
     for model, figures in models.items():
-        plain = [f"{figures['plain_step_ms']} ms", "", f"{figures['plain_peak_mib']} MiB"]
-        lines.append([model, PLAIN, *plain])
+        plain = [f"{figures['plain_step_ms']} ms", "", f"{figures['plain_step_cpu_ms']} ms", ""]
+        lines.append([model, PLAIN, *plain, f"{figures['plain_peak_mib']} MiB"])
         for mode, figure in figures["modes"].items():
-            lines.append([model, mode, *_texts(figure["time"]), f"{figure['peak_memory']:.2f}"])
-        for mode, ratio in figures.get("published_over_ours", {}).items():
-            lines.append([model, f"{PUBLISHED} against '{mode}'", *_texts(ratio), ""])
+            lines.append([model, mode, *_texts(figure), f"{figure['peak_memory']:.2f}"])
+        for mode, figure in figures.get("published_over_ours", {}).items():
+            lines.append([model, f"{PUBLISHED} against '{mode}'", *_texts(figure), ""])
     return lines
 
 
-def _texts(ratio: dict[str, Any]) -> list[str]:
-    return [f"{ratio['median']:.2f}", " to ".join(f"{value:.2f}" for value in ratio["quartiles"])]
+def _texts(figure: dict[str, Any]) -> list[str]:
+    return [
+        text
+        for kind in ("time", "cpu_time")
+        for text in (
+            f"{figure[kind]['median']:.2f}",
+            " to ".join(f"{value:.2f}" for value in figure[kind]["quartiles"]),
+        )
+    ]
 
 
 def profiled(one: Stepper, steps: int) -> list[list[str]]:
@@ -114,7 +131,7 @@ def profiled(one: Stepper, steps: int) -> list[list[str]]:
     one.trainer.state.global_step = 0
     recorder = cProfile.Profile()
     recorder.enable()
-    taken = sum(one.seconds() for _ in range(steps))
+    taken = sum(one.seconds().device for _ in range(steps))
     recorder.disable()
     found: Any = pstats.Stats(recorder)
     calls: dict[Any, dict[Any, float]] = {}  # of a function: seconds in each of those that it calls
@@ -161,7 +178,8 @@ def main(arguments: list[str] | None = None) -> None:
         figures["models"][name] = measure(SUBJECTS[name], options.modes, options.rounds)
         write(options.output, figures)  # after every model: a long run may be stopped
     if not options.profile:
-        print_table(["model", "mode", "time", "quartiles", "peak memory"], rows(figures["models"]))
+        header = ["model", "mode", "time", "quartiles", "CPU time", "quartiles", "peak memory"]
+        print_table(header, rows(figures["models"]))
 
 
 if __name__ == "__main__":

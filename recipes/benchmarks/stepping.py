@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,16 @@ if torch.cuda.is_available():
     }
 
 
+class Seconds(NamedTuple):
+    """What a step takes: time of the device (events on a GPU, the wall otherwise), and CPU time of this process.
+
+    On a shared machine the CPU time says more: other programs take turns with ours, and that is not counted.
+    """
+
+    device: float
+    cpu: float
+
+
 class Stepper:
     """A trainer in the middle of a run, one whole step at a time: from the batch to the optimiser.
 
@@ -123,9 +133,10 @@ class Stepper:
         self.on_gpu = args.device.type == "cuda"
         self.batches: Any = iter(())
 
-    def seconds(self, steps: int = 1) -> float:
-        """Seconds a step, over so many steps. Loading the training batch is not counted."""
-        return sum(self._step(self._batch()) for _ in range(steps)) / steps
+    def seconds(self, steps: int = 1) -> Seconds:
+        """Seconds a step, the mean over so many steps. Loading the training batch is not counted."""
+        taken = [self._step(self._batch()) for _ in range(steps)]
+        return Seconds(*(sum(times) / steps for times in zip(*taken, strict=True)))
 
     def peak_bytes(self) -> int:
         """The most bytes of tensors in one step: what stays (weights, optimisers, records) and what comes and goes."""
@@ -153,7 +164,7 @@ class Stepper:
             batch = next(self.batches)
         return batch
 
-    def _step(self, batch: dict[str, Any]) -> float:
+    def _step(self, batch: dict[str, Any]) -> Seconds:
         clock = _Clock(self.on_gpu)
         self.trainer.training_step(self.model, batch)
         self.trainer.optimizer.step()
@@ -175,7 +186,7 @@ class Stepper:
 
 
 class _Clock:
-    """Time of the device: events on a GPU, the wall otherwise."""
+    """Runs from its making."""
 
     def __init__(self, on_gpu: bool):
         self.on_gpu = on_gpu
@@ -183,14 +194,16 @@ class _Clock:
             self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in "ab")
             torch.cuda.synchronize()
             self.start.record()
-        self.started = time.perf_counter()
+        self.started, self.cpu_started = time.perf_counter(), time.process_time()
 
-    def seconds(self) -> float:
+    def seconds(self) -> Seconds:
+        """Since it was made."""
+        cpu = time.process_time() - self.cpu_started
         if not self.on_gpu:
-            return time.perf_counter() - self.started
+            return Seconds(time.perf_counter() - self.started, cpu)
         self.end.record()
         torch.cuda.synchronize()
-        return self.start.elapsed_time(self.end) / 1000
+        return Seconds(self.start.elapsed_time(self.end) / 1000, cpu)
 
 
 def facts() -> dict[str, Any]:
