@@ -176,6 +176,7 @@ def answer_help(arguments: list[str]) -> None:
         "YAML (--config FILE) gives defaults, the command line wins. Every argument of transformers.TrainingArguments\n"
         "is accepted, too; --help_all lists them all.\n\nWhat to train on what:"
     )
+    print(_described("config", "str", "the digits", "YAML file with defaults for any of these arguments."))
     for argument in dataclasses.fields(RunArguments):
         kind = argument.type if isinstance(argument.type, str) else getattr(argument.type, "__name__", argument.type)
         print(_described(argument.name, str(kind), repr(argument.default), argument.metadata["help"]))
