@@ -246,9 +246,9 @@ class RandomRows(Sampler[list[int]]):
         number = self.start
         while True:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
-            order = torch.randperm(len(self.rows), generator=generator).tolist()
-            own = range(self.first, self.first + self.batch_size)
-            yield [int(self.rows[order[place % len(order)]]) for place in own]  # more processes than rows share some
+            order = torch.randperm(len(self.rows), generator=generator)
+            own = torch.arange(self.first, self.first + self.batch_size) % len(order)  # more processes than rows share
+            yield self.rows[order[own]].tolist()
             number += 1
 
 
