@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from hf_clidmu.files import UNFINISHED, flush, inside, read_json, write_json
+from hf_clidmu.files import UNFINISHED, flush, inside, read_json, remove_unfinished, write_json
 from hf_clidmu.state import FOLDER, VERSION
 
 
@@ -44,6 +44,7 @@ def seal(checkpoint: str | Path) -> None:
 def unseal(checkpoint: str | Path) -> None:
     """Before anything in a checkpoint changes: from here on it is an unfinished one."""
     _manifest(checkpoint).unlink(missing_ok=True)
+    remove_unfinished(Path(checkpoint) / FOLDER)
 
 
 def is_sealed(checkpoint: str | Path) -> bool:

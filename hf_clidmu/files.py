@@ -84,6 +84,13 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
 
 
+def remove_unfinished(folder: str | Path) -> None:
+    """Delete what killed processes left of [`write_whole`] in a folder, or below it, where nobody else writes."""
+    for path in Path(folder).rglob(f"*{UNFINISHED}"):
+        if path.suffixes[-2:-1] and path.suffixes[-2][1:].isdecimal():
+            path.unlink(missing_ok=True)
+
+
 def flush(path: str | Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction
 
-from hf_clidmu.files import disk_refused, inside, link_or_copy, read_tensors, write_json, write_tensors
+from hf_clidmu.files import (
+    disk_refused,
+    inside,
+    link_or_copy,
+    read_tensors,
+    remove_unfinished,
+    write_json,
+    write_tensors,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -162,9 +170,11 @@ class Snapshots:
     def _remove_others(self) -> None:
         """Delete weights that no snapshot of this run holds: dropped ones, and those of an earlier run here."""
         held = {snapshot.file for snapshot in self.history}
-        for path in self.folder.glob("step-*.safetensors*") if self.writes else ():
+        for path in self.folder.glob("step-*.safetensors") if self.writes else ():
             if path.name not in held:
                 path.unlink()
+        if self.writes:
+            remove_unfinished(self.folder)
 
     def _write(self, name: str, state: dict[str, Tensor]) -> bool:
         if not self.writes:

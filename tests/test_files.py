@@ -14,6 +14,7 @@ from hf_clidmu.files import (
     link_or_copy,
     read_json,
     read_tensors,
+    remove_unfinished,
     write_json,
     write_tensors,
     write_whole,
@@ -43,6 +44,16 @@ def test_an_interrupted_write_leaves_what_was_there_and_no_litter(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_whole(path, fails)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    for name in ("a.json.123.tmp", "deep/b.safetensors.9.tmp", "a.json", "mine.tmp", "v1.2.tmp.txt", "notes.old.tmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    remove_unfinished(tmp_path)
+    left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["a.json", "mine.tmp", "notes.old.tmp", "v1.2.tmp.txt"]
+    remove_unfinished(tmp_path / "nowhere")
 
 
 def test_the_order_is_write_synchronise_rename_synchronise(tmp_path, monkeypatch):
