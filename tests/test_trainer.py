@@ -595,7 +595,6 @@ def test_a_selection_that_chance_could_have_made_is_said(informative, tmp_path, 
 # ---- adapters --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks by that name
 @pytest.mark.parametrize("scope", ["head", "all"])
 def test_adapters_train_and_merge_into_a_plain_model(scope, tmp_path):
     peft = pytest.importorskip("peft")
