@@ -283,7 +283,8 @@ class CLIDMUConfig(TrainingArguments):
     def steps_of_head(self, max_steps: int, follows_encoder: bool) -> int:
         """Steps of the head alone in a run of `max_steps`; `follows_encoder` says whether it is wanted by default."""
         if self.head_steps is None:
-            return _steps(_HEAD_SHARE, max_steps) if follows_encoder and not self.freeze else 0
+            composes = self.lr_scheduler_type not in ("reduce_lr_on_plateau", "greedy")  # no functions of the step
+            return _steps(_HEAD_SHARE, max_steps) if follows_encoder and composes and not self.freeze else 0
         return _steps(self.head_steps, max_steps)
 
 

@@ -38,6 +38,12 @@ class HeadFirst(TrainerCallback):
         self._below: list[nn.Parameter] = []
         self._held: list[nn.Parameter] = []
 
+    @staticmethod
+    def applies(model: nn.Module, below: Sequence[str]) -> bool:
+        """Whether the model has trainable parameters below the head, and others: a default must not be an error."""
+        waiting, trained = _trained_below(model, below)
+        return 0 < len(waiting) < trained
+
     def bind(self, model: nn.Module, below: Sequence[str], steps: int) -> None:
         """Say what will be trained.
 
@@ -50,12 +56,10 @@ class HeadFirst(TrainerCallback):
             ValueError: when nothing that trains lies below the head, or nothing else trains.
         """
         self.release()
-        waiting = set(below)
-        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._below = [parameter for name, parameter in trained.items() if name in waiting]
-        if steps and not 0 < len(self._below) < len(trained):
+        self._below, trained = _trained_below(model, below)
+        if steps and not 0 < len(self._below) < trained:
             raise ValueError(
-                f"head_steps={steps} trains the head first, but of {len(trained)} trainable parameters "
+                f"head_steps={steps} trains the head first, but of {trained} trainable parameters "
                 f"{len(self._below)} lie below it; set head_steps=0"
             )
         self._model, self.steps = model, steps
@@ -109,6 +113,13 @@ class HeadFirst(TrainerCallback):
             for group, base, then in zip(optimizer.param_groups, after.base_lrs, after.lr_lambdas, strict=True)
         ]
         return LambdaLR(optimizer, factors)
+
+
+def _trained_below(model: nn.Module, below: Sequence[str]) -> tuple[list[nn.Parameter], int]:
+    """The trainable parameters among the named ones, and how many there are in all."""
+    names = set(below)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return [parameter for name, parameter in trained.items() if name in names], len(trained)
 
 
 def _factor(steps: int, start: float, then: Any) -> Any:

@@ -444,8 +444,9 @@ class CLIDMUTrainer(SelectingTrainer):
             self._build_weighting()
         if self.config is not None and self.tap is not None:
             steps, self._warmup_steps = self.state.max_steps, self.config.warmup_of_meta(self.state.max_steps)
-            head_steps = self.config.steps_of_head(steps, self.reweights and self._is_pretrained())
-            self._head_first.bind(self.model, backbone_names(self.model, self.tap), head_steps)
+            below = backbone_names(self.model, self.tap)
+            by_default = self.reweights and self._is_pretrained() and self._head_first.applies(self.model, below)
+            self._head_first.bind(self.model, below, self.config.steps_of_head(steps, by_default))
         return super()._prepare_for_training(*args, **kwargs)
 
     _warmup_steps, _micro_step, _drawn_at = 0, 0, -1

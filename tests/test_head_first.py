@@ -133,6 +133,7 @@ def test_a_run_resumed_in_or_after_the_heads_steps_is_bitwise_the_same(stop, tmp
         (True, {"weighting": "none"}, 0),
         (True, {"freeze": "backbone"}, 0),
         (True, {"freeze": "embeddings"}, 0),
+        (True, {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 6}, 0),
         (False, {}, 0),
         (False, {"head_steps": 0.35}, 2),
         (False, {"head_steps": 99}, 6),
@@ -141,7 +142,7 @@ def test_a_run_resumed_in_or_after_the_heads_steps_is_bitwise_the_same(stop, tmp
 def test_by_default_a_whole_pretrained_model_waits_half_of_the_steps(loaded, changes, expected, tmp_path):
     model = tiny_classifier("bert")
     model.config._name_or_path = "somewhere" if loaded else ""
-    run = train("bert", tmp_path, model=model, eval_strategy="no", **changes)
+    run = train("bert", tmp_path, model=model, **{"eval_strategy": "no", **changes})
     assert run._head_first.steps == expected
 
 
@@ -154,3 +155,13 @@ def test_what_cannot_be_is_refused(tmp_path):
         train("bert", tmp_path, head_steps=2, lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="epoch")
     with pytest.raises(ValueError, match="of 2 trainable parameters 0 lie below it; set head_steps=0"):
         HeadFirst().bind(nn.Linear(2, 2), [], 3)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_adapters_on_pretrained_weights_train_by_default(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = tiny_classifier("bert")
+    model.config._name_or_path = "somewhere"
+    adapters = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
+    run = train("bert", tmp_path, model=peft.get_peft_model(model, adapters), eval_strategy="no")
+    assert run.state.global_step == 6
