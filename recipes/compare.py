@@ -4,18 +4,20 @@
     python recipes/compare.py recipes/benchmarks/text.yaml --output text.json --jobs 2 --figures plots
 
 The YAML holds `corpora`, `methods` (name -> arguments of recipes/train.py) and `seeds`. A cell is one run of
-recipes/train.py in a process of its own; its results are kept in the output file as they come. `skip` lists
-[corpus, method] pairs that make no sense together.
+recipes/train.py in a process of its own, forked from one that has imported everything; its results are kept in the
+output file as they come. `skip` lists [corpus, method] pairs that make no sense together.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import shlex
-import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ from results_table import table
 from tqdm import tqdm
 
 
+_RECIPES = Path(__file__).parent
+_PROCESSES = multiprocessing.get_context("forkserver")
+_FIRST_START = threading.Lock()  # several threads must not start the server at once
 _KEPT = ("results", "suspects_auroc", "train_seconds", "peak_memory_mib", "num_train_samples", "noise", "evaluations")
 
 
@@ -114,20 +119,59 @@ def run_cell(cell: dict[str, Any], kept: str, jobs: int = 1) -> dict[str, Any]:
     Raises:
         CellFailed: with the end of what the run said.
     """
-    environment = dict(os.environ)
     if jobs > 1:  # two processes with a thread a core each would crawl
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     with tempfile.TemporaryDirectory() as folder:
         given = {"frozen_cache_dir": kept, **cell["arguments"], "output_dir": folder, "disable_tqdm": "true"}
         words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-        command = [sys.executable, "-W", "ignore", str(Path(__file__).parent / "train.py"), *words]
-        run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        if run.returncode:
-            raise CellFailed(
-                f"{cell['corpus']}, {cell['method']}, seed {cell['seed']}: {shlex.join(command)}\n{run.stderr[-2000:]}"
-            )
+        said = Path(folder) / "said.txt"
+        if status := run_apart(words, said):
+            name = f"{cell['corpus']}, {cell['method']}, seed {cell['seed']}"
+            command = shlex.join(["python", "recipes/train.py", *words])
+            end = said.read_text(encoding="utf8", errors="replace")[-2000:] if said.exists() else ""
+            raise CellFailed(f"{name} ended with status {status}: {command}\n{end}")
         results = json.loads((Path(folder) / "results.json").read_text(encoding="utf8"))
     return {**cell, **rounded({name: results[name] for name in _KEPT}), "versions": results["versions"]}
+
+
+def run_apart(words: list[str], said: Path) -> int:
+    """recipes/train.py with these arguments in a new process; what it prints goes into a file. Returns its status.
+
+    The process is forked from a server that has imported what a run needs: that takes longer than a short run.
+    """
+    if str(_RECIPES) not in sys.path:  # where a process that begins looks for this module
+        sys.path.append(str(_RECIPES))
+    process = _PROCESSES.Process(target=_train, args=(words, said))
+    with _FIRST_START:
+        # The server finds what it imports in the environment's path alone.
+        given = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_RECIPES), given]))
+        _PROCESSES.set_forkserver_preload(["train"])
+        try:
+            process.start()
+        finally:
+            if given is None:
+                del os.environ["PYTHONPATH"]
+            else:
+                os.environ["PYTHONPATH"] = given
+    process.join()
+    return process.exitcode or 0
+
+
+def _train(words: list[str], said: Path) -> None:
+    with said.open("w", encoding="utf8") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+        try:
+            import train
+
+            train.main(words)
+        except BaseException:
+            traceback.print_exc()
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
 
 
 def rounded(value: Any) -> Any:

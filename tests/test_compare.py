@@ -1,8 +1,7 @@
 """Comparisons: a grid is run once, its tables and figures say what its file says."""
 
 import json
-import re
-from pathlib import Path
+import os
 
 import pytest
 from recipe_scripts import RECIPES, recipe
@@ -138,27 +137,28 @@ def test_a_grid_without_seeds_is_an_error(grid, tmp_path):
 
 
 def test_a_cell_is_one_run_of_the_recipe_with_these_arguments(monkeypatch):
-    commands = []
+    runs = []
     kept = {**results(0.5, 0.6), "peak_memory_mib": 1.0, "num_train_samples": 3, "noise": None, "versions": {}}
     kept["evaluations"] = [{"step": 1, "clid": 4.123456789}]
 
-    def run(command, env, **kwargs):
-        commands.append((command, env["OMP_NUM_THREADS"]))
-        folder = Path(command[command.index("--output_dir") + 1])
-        (folder / "results.json").write_text(json.dumps({**kept, "secret": 1}))
-        return type("Done", (), {"returncode": 0, "stderr": ""})
+    def run_apart(words, said):
+        runs.append((words, os.environ["OMP_NUM_THREADS"]))
+        (said.parent / "results.json").write_text(json.dumps({**kept, "secret": 1}))
+        return 0
 
-    monkeypatch.setattr(compare.subprocess, "run", run)
+    monkeypatch.setattr(compare, "run_apart", run_apart)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     given = {"corpus": "A", "method": "B", "seed": 1, "arguments": {"config": "x.yaml", "freeze": "", "seed": 1}}
     found = compare.run_cell(given, "kept", jobs=10**6)
     assert found == {**given, **kept, "evaluations": [{"step": 1, "clid": 4.12346}]}
-    (command, threads), text = commands[0], " ".join(commands[0][0])
-    assert Path(command[3]) == RECIPES / "train.py" and threads == "1"
-    assert "--frozen_cache_dir kept --config x.yaml --freeze  --seed 1 --output_dir" in text
-    monkeypatch.setattr(
-        compare.subprocess, "run", lambda *a, **k: type("Done", (), {"returncode": 1, "stderr": "it broke"})
-    )
-    with pytest.raises(compare.CellFailed, match=re.compile("A, B, seed 1: .*it broke", re.DOTALL)):
+    words, threads = runs[0]
+    assert threads == "1"
+    assert "--frozen_cache_dir kept --config x.yaml --freeze  --seed 1 --output_dir" in " ".join(words)
+
+
+def test_a_cell_that_fails_says_which_it_is_and_why(tmp_path):
+    given = {"corpus": "A", "method": "B", "seed": 1, "arguments": {"config": str(tmp_path / "none.yaml")}}
+    with pytest.raises(compare.CellFailed, match=r"(?s)A, B, seed 1 ended with status 1: .*none\.yaml"):
         compare.run_cell(given, "kept")
 
 
