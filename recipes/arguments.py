@@ -43,6 +43,10 @@ class RunArguments:
     augment: str = field(
         default="light", metadata={"help": "Augmentation of training images: off, light, randaugment."}
     )
+    channels_last: bool = field(
+        default=True,
+        metadata={"help": "Keep an image model in the memory layout that convolutions are fastest in; same model."},
+    )
     hflip: bool = field(default=True, metadata={"help": "Whether augmentation mirrors images left to right."})
     max_length: int = field(default=128, metadata={"help": "Longest text, in tokens."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
@@ -145,6 +149,8 @@ def parse(
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     answer_help(arguments)
+    if arguments and not arguments[0].startswith("-") and Path(arguments[0]).suffix in (".yaml", ".yml"):
+        arguments.insert(0, "--config")
     arguments = ["--help" if argument == "--help_all" else argument for argument in arguments]
     # No abbreviations: `--conf FILE` would be accepted, and never read.
     parser = HfArgumentParser(
@@ -172,7 +178,7 @@ def answer_help(arguments: list[str]) -> None:
     if not {"-h", "--help"} & set(arguments):
         return
     print(
-        "usage: train.py [--config FILE] [--NAME VALUE ...]\n\n"
+        "usage: train.py [[--config] FILE] [--NAME VALUE ...]\n\n"
         "YAML (--config FILE) gives defaults, the command line wins. Every argument of transformers.TrainingArguments\n"
         "is accepted, too; --help_all lists them all.\n\nWhat to train on what:"
     )

@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the results; continued if it exists")
     parser.add_argument("--jobs", type=int, default=1, help="Cells that run at the same time; they share the cores")
     parser.add_argument("--only", help="Only cells whose 'corpus / method / seed' match this regular expression")
+    parser.add_argument("--cache", help="Folder that keeps what frozen encoders make of a corpus for the next call")
     parser.add_argument("--figures", type=Path, help="Folder for a figure per corpus")
     options = parser.parse_args(arguments)
     grid = read_grid(options.grid)
@@ -54,10 +55,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     failures = []
     with (
-        tempfile.TemporaryDirectory() as kept,  # what a frozen encoder makes of a corpus serves every cell
+        tempfile.TemporaryDirectory() as ours,
         ThreadPoolExecutor(options.jobs) as pool,
         tqdm(total=len(missing), desc=options.grid.stem, unit="cell") as bar,
     ):
+        kept = options.cache or ours  # what a frozen encoder makes of a corpus serves every cell
         futures = [pool.submit(run_cell, cell, kept, options.jobs) for cell in missing]
         try:
             for future in as_completed(futures):

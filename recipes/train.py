@@ -131,6 +131,8 @@ def build(run: RunArguments, config: CLIDMUConfig) -> tuple[Corpus, CLIDMUTraine
         revision=run.revision,
         trust_remote_code=run.trust_remote_code,
     )
+    if run.channels_last and corpus.modality == "image":
+        model.to(memory_format=torch.channels_last)
     if run.lora_rank:
         model = with_adapters(model, run.lora_rank)
     data = prepare_corpus(

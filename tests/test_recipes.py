@@ -53,6 +53,12 @@ def test_yaml_gives_defaults_and_the_command_line_wins(config_file):
     assert config.eval_strategy == "steps"
 
 
+def test_a_yaml_file_in_front_needs_no_option(config_file):
+    path = config_file("learning_rate: 1e-3\nmax_steps: 5\n")
+    _, config = arguments.parse(TYPES, [str(path), "--use_cpu", "true", "--max_steps", "9"], None)
+    assert (config.learning_rate, config.max_steps) == (1e-3, 9)
+
+
 @pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", "'0.001'"])
 def test_numbers_of_yaml_are_numbers(text, config_file):
     run, config = parse(
