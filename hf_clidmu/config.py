@@ -13,9 +13,10 @@ from hf_clidmu.weighting import available_weightings
 META_SOURCES = ("subset", "batch", "dataset")
 JUDGE_FEATURES = ("auto", "own", "pretrained")
 JUDGE_PREDICTIONS = ("classes", "probabilities")
-JUDGE_SOURCES = ("train", "eval")
+JUDGE_SOURCES = ("auto", "train", "eval")
 HEAD_LEARNING_RATE = 1e-3
 _HEAD_SHARE = 0.5
+_WARMUP_SHARE = 0.1
 
 
 @dataclass
@@ -39,8 +40,12 @@ class CLIDMUConfig(TrainingArguments):
             Its weight decay, as published.
         meta_every (`int`, *optional*, defaults to `1`):
             Take a meta step in every k-th optimiser step only.
-        meta_warmup_steps (`float`, *optional*, defaults to `0.1`):
-            Plain cross-entropy for so many optimiser steps first; a number below 1 is a share of all steps.
+        meta_warmup_steps (`float`, *optional*):
+            Plain cross-entropy for so many optimiser steps first; a number below 1 is a share of all steps. Defaults
+            to 0.1 where CLID judges by pretrained features. A network with random weights has to learn its features
+            first: plain cross-entropy then lasts until CLID of evaluation samples has stopped falling (the mean of
+            three evaluations has found no new minimum four times), and training goes on from the best state so far.
+            Without an evaluation set it is 0.1 there, too.
         meta_patience (`int`, *optional*, defaults to `10`):
             Leave the weighting out, and train on with plain cross-entropy, after so many steps in a row in which the
             meta step was not finite or the weights collapsed (all zero, or one sample takes all).
@@ -94,8 +99,12 @@ class CLIDMUConfig(TrainingArguments):
             Judge the meta samples of all processes together, as one large meta batch (features and predictions are
             gathered, with gradient); otherwise each process judges its own and the gradients are averaged. With one
             process there is no difference.
-        judge_source (`str`, *optional*, defaults to `"train"`):
-            Where `eval_clid` is measured: on `judge_size` training samples, or on the evaluation set without labels.
+        judge_source (`str`, *optional*, defaults to `"auto"`):
+            Where `eval_clid` is measured, on `judge_size` samples: `train` takes those of the training set, `eval`
+            those of the evaluation set, whose labels are not read. `auto` takes `train` for pretrained features, and
+            `eval` for the model's own where there is an evaluation set of 200 samples or more: features that train
+            along put samples with memorised labels where their labels say, so that CLID of *training* samples falls
+            to the end.
         judge_size (`int`, *optional*, defaults to `1000`):
             Samples `eval_clid` is measured on; a smaller set is used whole.
 
@@ -165,8 +174,12 @@ class CLIDMUConfig(TrainingArguments):
     meta_optim: str = field(default="adam", metadata={"help": "Optimiser of the weighting: adam or sgd."})
     meta_weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay of the weighting."})
     meta_every: int = field(default=1, metadata={"help": "Take a meta step in every k-th optimiser step."})
-    meta_warmup_steps: float = field(
-        default=0.1, metadata={"help": "Steps of plain cross-entropy first; below 1 it is a share of all steps."}
+    meta_warmup_steps: float | None = field(
+        default=None,
+        metadata={
+            "help": "Steps of plain cross-entropy first; below 1 it is a share of all steps (default: 0.1, or, for "
+            "random weights, until CLID stops falling)."
+        },
     )
     meta_patience: int = field(
         default=10, metadata={"help": "Bad meta steps in a row before the weighting is left out."}
@@ -215,7 +228,9 @@ class CLIDMUConfig(TrainingArguments):
     clid_across_processes: bool = field(
         default=False, metadata={"help": "Judge the meta samples of all processes as one large meta batch."}
     )
-    judge_source: str = field(default="train", metadata={"help": "Where eval_clid is measured: train or eval."})
+    judge_source: str = field(
+        default="auto", metadata={"help": "Where eval_clid is measured: train, eval (labels are not read) or auto."}
+    )
     judge_size: int = field(default=1000, metadata={"help": "Samples that eval_clid is measured on."})
 
     # What is kept
@@ -278,7 +293,7 @@ class CLIDMUConfig(TrainingArguments):
 
     def warmup_of_meta(self, max_steps: int) -> int:
         """Steps of plain cross-entropy before the first meta step, in a run of `max_steps`."""
-        return _steps(self.meta_warmup_steps, max_steps)
+        return _steps(_WARMUP_SHARE if self.meta_warmup_steps is None else self.meta_warmup_steps, max_steps)
 
     def steps_of_head(self, max_steps: int, follows_encoder: bool) -> int:
         """Steps of the head alone in a run of `max_steps`; `follows_encoder` says whether it is wanted by default."""

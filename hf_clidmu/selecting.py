@@ -76,7 +76,11 @@ class SelectingTrainer(ResumableTrainer):
             score = selection_score(metrics, self.args.metric_for_best_model, self.args.greater_is_better)
             if self.snapshots.add(self.state.global_step, score, self.model) and score == metrics["eval_clid"]:
                 self._alignment = metrics["eval_clid_alignment"]
+            self.after_selection(metrics)
         return metrics
+
+    def after_selection(self, metrics: dict[str, float]) -> None:
+        """Called in every process when an evaluation within training has taken its part in the selection."""
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As in Trainer, with `eval_clid` among the metrics of the evaluation set."""

@@ -46,6 +46,7 @@ from hf_clidmu.precompute import (
 from hf_clidmu.selecting import SNAPSHOT_FOLDER, SelectingTrainer
 from hf_clidmu.snapshots import Snapshots
 from hf_clidmu.state import OptimizerState, whole_number
+from hf_clidmu.warmup import FEWEST_EVALUATIONS, WarmUp
 from hf_clidmu.weighting import Weighting, WeightingBatch, get_weighting
 
 
@@ -54,6 +55,7 @@ logger = logging.getLogger(__name__)
 LEDGER_NAME = "ledger.parquet"
 _DEFAULT_META_SIZE = 1000
 _HEAD_STEP_SIZE = 0.1
+_FEWEST_JUDGES = 200  # of an evaluation set that is taken unasked: CLID of fewer samples is mostly chance
 # Streams of derived seeds, one per purpose.
 _WEIGHTING, _DRAWS, _META, _MASKS, _JUDGE, _AUGMENTATION = range(6)
 
@@ -116,6 +118,7 @@ class CLIDMUTrainer(SelectingTrainer):
         self._frozen_modules: list[nn.Module] = []
         self._head_first = HeadFirst()
         self._meta_steps = 0
+        self._warmup = WarmUp()
         self._prepared = False
         if self.config is None:
             return
@@ -203,7 +206,7 @@ class CLIDMUTrainer(SelectingTrainer):
         return self._weighting_learns() and self.state.global_step % self.config.meta_every == 0
 
     def _weighting_learns(self) -> bool:
-        warmed_up = self.state.global_step >= self._warmup_steps
+        warmed_up = self._warmup.is_over(self.state.global_step)
         return self.weighting.learns and warmed_up and not self.guard.is_broken
 
     def _loss(self, batch: WeightingBatch) -> tuple[Tensor, Tensor]:
@@ -333,7 +336,7 @@ class CLIDMUTrainer(SelectingTrainer):
         )
         self._run_dataset = self._stored(dataset)
         self.ledger = Ledger(len(dataset), self.args.device) if self.config.keep_ledger and not streams else None
-        if not streams or self.config.judge_source == "eval":
+        if not streams or self._judges_evaluation_samples():
             self._prepare_judge(dataset)
         if self.reweights:
             self._prepare_meta_batches(dataset)
@@ -352,7 +355,7 @@ class CLIDMUTrainer(SelectingTrainer):
 
     def _prepare_judge(self, dataset: IndexedDataset) -> None:
         config = self.config
-        source = self.eval_dataset if config.judge_source == "eval" else dataset
+        source = self.eval_dataset if self._judges_evaluation_samples() else dataset
         if source is None or isinstance(source, dict):
             raise ValueError("judge_source='eval' needs one eval_dataset (its labels are not read)")
         rows = random_rows(
@@ -370,6 +373,14 @@ class CLIDMUTrainer(SelectingTrainer):
             features_ND=self._encodings.general_features(source, rows) if by_pretrained else None,
             by_class=config.judge_predictions == "classes",
         )
+
+    def _judges_evaluation_samples(self) -> bool:
+        if self.config.judge_source != "auto":
+            return self.config.judge_source == "eval"
+        given = self.eval_dataset
+        if given is None or isinstance(given, dict) or is_stream(given) or len(given) < _FEWEST_JUDGES:
+            return False
+        return not self._by_pretrained(self.config.judge_features)
 
     def _prepare_meta_batches(self, dataset: IndexedDataset) -> None:
         config = self.config
@@ -443,13 +454,32 @@ class CLIDMUTrainer(SelectingTrainer):
                 self.meta_batches.restart(self.config.meta_batch_size or self._train_batch_size)
             self._build_weighting()
         if self.config is not None and self.tap is not None:
-            steps, self._warmup_steps = self.state.max_steps, self.config.warmup_of_meta(self.state.max_steps)
+            steps = self.state.max_steps
+            self._warmup = WarmUp(None if self._waits_for_clid() else self.config.warmup_of_meta(steps))
             below = backbone_names(self.model, self.tap)
             by_default = self.reweights and self._is_pretrained() and self._head_first.applies(self.model, below)
             self._head_first.bind(self.model, below, self.config.steps_of_head(steps, by_default))
         return super()._prepare_for_training(*args, **kwargs)
 
-    _warmup_steps, _micro_step, _drawn_at = 0, 0, -1
+    def _waits_for_clid(self) -> bool:
+        """Whether the length of the warm-up is found by CLID of samples that the model does not train on."""
+        if self.config.meta_warmup_steps is not None or self.judge is None or not self.reweights:
+            return False
+        turns = self.judge.features_ND is None and self._judges_evaluation_samples()
+        evaluations = {
+            "no": 0,
+            "steps": self.state.max_steps / max(self.state.eval_steps or 1, 1),
+            "epoch": self.args.num_train_epochs,
+        }[self.args.eval_strategy]
+        selects = self.config.metric_for_best_model in ("clid", "eval_clid") and evaluations >= FEWEST_EVALUATIONS
+        return turns and selects and self.weighting.learns
+
+    def after_selection(self, metrics: dict[str, float]) -> None:
+        if self.reweights and self._warmup.see(self.state.global_step, metrics["eval_clid"]):
+            logger.info("CLID has stopped falling: back to the best state so far, and on with the weighting.")
+            self.load_selected()
+
+    _micro_step, _drawn_at = 0, -1
 
     def _build_weighting(self) -> None:
         config, tap = self.config, self.tap
@@ -523,11 +553,12 @@ class CLIDMUTrainer(SelectingTrainer):
         }
 
     def save_values(self, folder: Path) -> dict[str, Any]:
-        return {**super().save_values(folder), "meta_steps": self._meta_steps}
+        return {**super().save_values(folder), "meta_steps": self._meta_steps, "warmup": self._warmup.state()}
 
     def load_values(self, folder: Path, values: dict[str, Any]) -> None:
         super().load_values(folder, values)
         self._meta_steps = whole_number(values, "meta_steps")
+        self._warmup.load(values.get("warmup"))
         if self.guard is not None:
             self.guard.look(self.state.global_step)
 

@@ -383,6 +383,72 @@ def test_freeze_that_leaves_nothing_to_do_is_an_error(freeze, message, tmp_path)
         CLIDMUTrainer(tiny_classifier("bert"), settings(tmp_path, freeze=freeze), train_dataset=Samples("bert"))
 
 
+# ---- the warm-up of a network with random weights --------------------------------------------------------------------
+
+
+CLID_THAT_TURNS = [5.0, 4.0, 3.0, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 6.0]
+
+
+class Turning(CLIDMUTrainer):
+    """Its judge says what a list says, evaluation by evaluation."""
+
+    def _judged(self):
+        super()._judged()
+        return {"eval_clid": CLID_THAT_TURNS[self.state.global_step - 1], "eval_clid_alignment": 9.0}
+
+    def evaluate(self, *args, **kwargs):
+        metrics = super().evaluate(*args, **kwargs)
+        self.after = {**getattr(self, "after", {}), self.state.global_step: copy.deepcopy(self.model.state_dict())}
+        return metrics
+
+
+def turning(tmp_path, **changes):
+    args = settings(tmp_path, max_steps=10, eval_steps=1, snapshot_top_k=1, **changes)
+    name = "timm:test_resnet"
+    sets = {"train_dataset": Samples(name), "eval_dataset": Samples(name, 200, seed=7)}
+    return Turning(tiny_classifier(name), args, default_data_collator, **sets)
+
+
+def test_without_pretrained_features_cross_entropy_goes_on_until_clid_turns_and_back_to_the_best_state(tmp_path):
+    run = turning(tmp_path)
+    run.train()
+    learned = [entry["step"] for entry in run.state.log_history if "meta_loss" in entry]
+    assert learned == [10]  # the fourth mean after the lowest, which is that of evaluations 3 to 5
+    for name, value in run.after[9].items():
+        assert torch.equal(value, run.after[4][name]), name
+    assert not torch.equal(run.after[8]["timm_model.fc.weight"], run.after[4]["timm_model.fc.weight"])
+
+
+def test_a_run_resumed_before_or_after_the_turn_is_the_same_run(tmp_path):
+    common = {"save_strategy": "steps", "save_steps": 1}
+    whole = turning(tmp_path, **common)
+    whole.train()
+    for step in (3, 9):
+        resumed = turning(tmp_path, **common)
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert_bitwise_equal(resumed.model, whole.model)
+        assert_bitwise_equal(resumed.weighting, whole.weighting)
+
+
+@pytest.mark.parametrize(
+    ("changes", "source"),
+    [
+        ({}, 200),
+        ({"judge_features": "pretrained"}, 40),
+        ({"judge_source": "train"}, 40),
+        ({"eval_dataset": Samples("bert", 199, seed=7)}, 40),
+        ({"eval_dataset": None}, 40),
+        ({"judge_features": "pretrained", "judge_source": "eval"}, 200),
+    ],
+)
+def test_features_that_train_along_judge_samples_that_do_not(changes, source, tmp_path):
+    given = {"eval_dataset": Samples("bert", 200, seed=7), "max_steps": 10, "eval_steps": 1, **changes}
+    run = train("bert", tmp_path, **given)
+    assert sorted(run.judge.rows) == list(range(source))
+    assert (len(run._warmup.readings) > 0) == (source == 200 and not changes)
+    assert run._warmup.steps == 1 or run._warmup.readings
+
+
 # ---- state -----------------------------------------------------------------------------------------------------------
 
 
