@@ -8,8 +8,11 @@ CHECKED := hf_clidmu recipes tests
 # The declared minimum versions, apart from everything else; MIN_VENV may lie on another disk.
 MIN_VENV ?= .venv-min
 MIN_READY := $(MIN_VENV)/.ready
+# The oldest torch, transformers and huggingface_hub that are looked after, with all else as new as it gets.
+OLD_VENV ?= .venv-old
+OLD_READY := $(OLD_VENV)/.ready
 
-.PHONY: help train test test-all test-min quality style build clean
+.PHONY: help train test test-all test-min test-old quality style build clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +40,15 @@ $(MIN_READY): pyproject.toml | $(READY)
 
 test-min: $(MIN_READY)  ## Run the tests with the declared minimum versions of everything
 	$(MIN_VENV)/bin/python -m pytest
+
+$(OLD_READY): pyproject.toml | $(READY)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLD_VENV)
+	VIRTUAL_ENV=$(abspath $(OLD_VENV)) $(BIN)/uv pip install --quiet \
+		'torch==2.11.*' torchvision 'transformers==5.17.*' 'huggingface_hub==1.33.*' -e '.[test]'
+	touch $(OLD_READY)
+
+test-old: $(OLD_READY)  ## Run the tests with torch 2.11, transformers 5.17, huggingface_hub 1.33, all else current
+	$(OLD_VENV)/bin/python -m pytest
 
 quality: $(READY)  ## Lint, format check, type check
 	$(BIN)/ruff check $(CHECKED)

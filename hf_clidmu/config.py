@@ -57,7 +57,9 @@ class CLIDMUConfig(TrainingArguments):
         scope (`str`, *optional*, defaults to `"head"`):
             Which parameters look ahead: `head` (the last layer), `all`, or a regular expression over names.
         tangent (`str`, *optional*, defaults to `"auto"`):
-            How the logit tangent is computed: `closed_form` (head only), `finite_difference`, `forward`, or `auto`.
+            How the logit tangent is computed: `closed_form` (head only), `finite_difference` (two forwards, any model),
+            `forward` (forward-mode differentiation, exact), or `auto`: the closed form for the head; beyond it finite
+            differences, and forward mode under `bf16`, `fp16` or with weights in half precision.
         lookahead (`bool`, *optional*, defaults to `True`):
             Judge the classifier one step ahead; `False` judges it where it is.
         lookahead_lr (`float`, *optional*):
@@ -307,6 +309,14 @@ def _steps(given: float, max_steps: int) -> int:
     return int(given * max_steps if given < 1 else min(given, max_steps))
 
 
+def _checkpoints_reentrantly(config: TrainingArguments) -> bool:
+    for name in ("activation_checkpointing", "gradient_checkpointing"):  # which of them, depends on transformers
+        options = getattr(config, f"{name}_kwargs", None)
+        if getattr(config, name, False) and options and options.get("use_reentrant"):
+            return True
+    return False
+
+
 def _one_of(name: str, value: str, known: object) -> None:
     if value not in known:  # type: ignore[operator]
         raise ValueError(f"unknown {name} '{value}'; known: {', '.join(known)}")  # type: ignore[arg-type]
@@ -340,6 +350,12 @@ def refuse_unsupported(
         raise ValueError(
             "even_batches=False gives processes batches of different sizes, which cannot be gathered: leave it out of "
             "accelerator_config"
+        )
+    repeats_backward = config.scope != "head" or config.tangent not in ("auto", "closed_form")
+    if repeats_backward and _checkpoints_reentrantly(config):
+        raise ValueError(
+            "activation checkpointing with use_reentrant=True runs backward once only, and the look-ahead needs it "
+            "before: leave use_reentrant out, or use scope='head'"
         )
     if streams and config.meta_source == "subset":
         raise ValueError(

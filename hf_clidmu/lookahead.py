@@ -31,6 +31,10 @@ PRECONDITIONERS = ("none", "adam")
 # Length of the perturbation in parameter space: the smaller, the smaller the curvature's share of the difference,
 # until rounding takes over. Measured against double backward; under bf16 a radius of 1e-3 is noise.
 PERTURBATION_RADIUS = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 1e-1}
+_HALF = (torch.bfloat16, torch.float16)
+# Length of a logit gradient that goes backward through float16, which ends at 6e-8 and 6e4: in the middle between both.
+_LENGTH_IN_FLOAT16 = 256.0
+_TINY = 1e-30
 
 Average = Callable[[list[Tensor]], list[Tensor]]
 
@@ -75,11 +79,13 @@ class LookAhead:
         scope: `head` moves the last layer alone, `all` every trainable parameter, anything else is a regular
             expression searched in parameter names.
         tangent: `closed_form` (head only, exact), `forward` (forward-mode differentiation, exact; attention runs in
-            its mathematical form), `finite_difference` (two forwards, works everywhere), `auto` picks `closed_form`
-            for the head and `finite_difference` otherwise.
+            its mathematical form), `finite_difference` (two forwards, works everywhere but for parameters in half
+            precision). `auto` picks `closed_form` for the head; otherwise `finite_difference`, and `forward` for a
+            model that computes in half precision, where differences are coarse.
         lookahead: False takes the objective's gradient at theta itself.
         preconditioner: D. `none` is the identity (published), `adam` the main optimiser's diagonal.
         radius: length of the finite difference's perturbation; None chooses by precision.
+        autocast: what the model's own forward casts to inside, as accelerate makes it do; None where it does not.
         average: averages a list of tensors over processes; None for a single process.
         gather: rows of all processes, with gradient, for an objective over the meta samples of all of them; None lets
             each process judge its own.
@@ -95,15 +101,18 @@ class LookAhead:
     lookahead: bool = True
     preconditioner: str = "none"
     radius: float | None = None
+    autocast: torch.dtype | None = None
     average: Average | None = None
     gather: Callable[[Tensor], Tensor] | None = None
     _checked_linear: bool = field(default=False, init=False)
+    _chooses_tangent: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if self.tangent not in TANGENTS:
             raise ValueError(f"unknown tangent '{self.tangent}'; known: {', '.join(TANGENTS)}")
         if self.preconditioner not in PRECONDITIONERS:
             raise ValueError(f"unknown preconditioner '{self.preconditioner}'; known: {', '.join(PRECONDITIONERS)}")
+        self._chooses_tangent = self.tangent == "auto" and self.scope != "head"
         if self.tangent == "auto":
             self.tangent = "closed_form" if self.scope == "head" else "finite_difference"
         if self.tangent == "closed_form" and self.scope != "head":
@@ -135,6 +144,28 @@ class LookAhead:
             )
         return chosen
 
+    def settle(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        """Find out whether this look-ahead can work on a model, and choose the tangent if asked to.
+
+        Returns:
+            The parameters that it moves, by name.
+
+        Raises:
+            ValueError: when the scope matches no trainable parameter, or finite differences would vanish in the
+                rounding of parameters in half precision.
+        """
+        parameters = self.parameters(module)
+        if self._chooses_tangent and self._precision(module) in _HALF:
+            self.tangent = "forward"
+        half = [name for name, parameter in parameters.items() if parameter.dtype in _HALF]
+        if half and self.tangent == "finite_difference":
+            raise ValueError(
+                f"tangent='finite_difference' moves parameters by less than {parameters[half[0]].dtype} can tell apart "
+                f"({half[0]}, {len(half)} in all); use tangent='forward', or load the model with dtype=torch.float32 "
+                "and train with bf16=True, which computes as fast"
+            )
+        return parameters
+
     def __call__(
         self,
         module: nn.Module,
@@ -162,29 +193,28 @@ class LookAhead:
         if self.tangent == "closed_form":
             return self._head_in_closed_form(module, output, loss_gradient_BC, meta, step_size, optimizer)
 
-        parameters = self.parameters(module)
+        parameters = self.settle(module)
         theta = list(parameters.values())
+        precision = self._precision(module)
         with private_buffers(module):  # activation checkpointing runs the forward again here
-            gradients: Sequence[Tensor] = torch.autograd.grad(
-                output.logits_BC,
-                theta,
-                loss_gradient_BC.to(output.logits_BC.dtype),
-                retain_graph=True,  # the real backward goes through the same graph
-                allow_unused=True,
-                materialize_grads=True,
-            )
+            # The real backward goes through the same graph.
+            gradients = _pulled_back(output.logits_BC, loss_gradient_BC, theta, precision, keep_graph=True)
         gradients = self._averaged(gradients)
         diagonal = self._diagonal(theta, gradients, optimizer)
         step = step_size if self.lookahead else 0.0
         ahead = _moved(theta, _scaled(diagonal, gradients), -step)
         del gradients  # as large as the model, and the meta forward needs room
-        meta_loss, directions = self._judge(module, theta, ahead, meta)
+        meta_loss, directions = self._judge(module, theta, ahead, meta, precision)
         del ahead
         directions = _scaled(diagonal, self._averaged(directions))
         if self.tangent == "forward":
-            tangent_BC = self._forward_mode(module, inputs, output, dict(zip(parameters, directions, strict=True)))
+            length = _length(directions) if precision in _HALF else None
+            tangent_BC = self._forward_mode(
+                module, inputs, output, dict(zip(parameters, directions, strict=True)), length
+            )
         else:
-            tangent_BC = self._finite_difference(module, inputs, output, theta, directions)
+            radius = PERTURBATION_RADIUS.get(precision, 1e-1) if self.radius is None else self.radius
+            tangent_BC = self._finite_difference(module, inputs, output, theta, directions, radius)
         return Judgement(meta_loss, tangent_BC)
 
     def _head_in_closed_form(
@@ -246,7 +276,12 @@ class LookAhead:
         return self.objective(features_MD, logits_MC, labels_M)
 
     def _judge(
-        self, module: nn.Module, theta: Sequence[nn.Parameter], ahead: Sequence[Tensor], meta: MetaBatch
+        self,
+        module: nn.Module,
+        theta: Sequence[nn.Parameter],
+        ahead: Sequence[Tensor],
+        meta: MetaBatch,
+        precision: torch.dtype,
     ) -> tuple[Tensor, list[Tensor]]:
         """The objective at theta+ and its gradient there."""
         if meta.inputs is None:
@@ -258,9 +293,10 @@ class LookAhead:
             judged = self.tap.forward(module, meta.inputs)
             features_MD = judged.features_BD if meta.judge_features_MD is None else meta.judge_features_MD
             meta_loss = self._objective(features_MD, judged.logits_BC, meta.labels_M)
+            (gradient_MC,) = torch.autograd.grad(meta_loss, judged.logits_BC)
             # Inside the context: activation checkpointing runs the forward again here, and must find theta+.
-            gradients = torch.autograd.grad(meta_loss, theta, allow_unused=True, materialize_grads=True)
-        return meta_loss.detach(), list(gradients)
+            gradients = _pulled_back(judged.logits_BC, gradient_MC, theta, precision)
+        return meta_loss.detach(), gradients
 
     def _finite_difference(
         self,
@@ -269,10 +305,10 @@ class LookAhead:
         output: ClassifierOutput,
         theta: Sequence[nn.Parameter],
         directions: Sequence[Tensor],
+        radius: float,
     ) -> Tensor:
         """`(z(theta + eps Du) - z(theta - eps Du)) / 2 eps` with the dropout masks of the real forward."""
-        norm = torch.nn.utils.get_total_norm([u.float() for u in directions])
-        epsilon = self._radius(theta[0].dtype, output) / norm.clamp(min=torch.finfo(torch.float32).tiny)
+        epsilon = radius / _length(directions)
         logits_BC = []
         for signed in (epsilon, -epsilon):
             with torch.no_grad(), displaced(theta, _moved(theta, directions, signed)), self._repeating(module, output):
@@ -285,15 +321,31 @@ class LookAhead:
         inputs: Mapping[str, Tensor],
         output: ClassifierOutput,
         directions: Mapping[str, Tensor],
+        length: Tensor | None,
     ) -> Tensor:
-        """`J_theta z(theta) Du` exactly, by dual numbers in place of the parameters."""
+        """`J_theta z(theta) Du` exactly, by dual numbers in place of the parameters.
+
+        Given the length of Du, a direction of length one goes through the network: half precision has room for that.
+        """
         state = dict(module.named_parameters())
         # Fused attention has no forward-mode derivative; its mathematical form has.
         with torch.no_grad(), forward_ad.dual_level(), self._repeating(module, output), sdpa_kernel(SDPBackend.MATH):
-            dual = {name: forward_ad.make_dual(state[name].detach(), u) for name, u in directions.items()}
-            logits_BC = model_logits(functional_call(module, dual, args=(), kwargs=dict(inputs)))
+            units = directions if length is None else {name: u / length for name, u in directions.items()}
+            dual = {
+                name: forward_ad.make_dual(state[name].detach(), u.to(state[name].dtype)) for name, u in units.items()
+            }
+            try:
+                logits_BC = model_logits(functional_call(module, dual, args=(), kwargs=dict(inputs)))
+            except NotImplementedError as error:
+                raise NotImplementedError(
+                    "the model has an operation without a forward-mode derivative (see above): use "
+                    "tangent='finite_difference', or scope='head', which needs none"
+                ) from error
             tangent_BC = forward_ad.unpack_dual(logits_BC).tangent
-            return torch.zeros_like(output.logits_BC) if tangent_BC is None else tangent_BC.to(output.logits_BC.dtype)
+            if tangent_BC is None:
+                return torch.zeros_like(output.logits_BC)
+            tangent_BC = tangent_BC.to(output.logits_BC.dtype)
+            return tangent_BC if length is None else tangent_BC * length
 
     @contextmanager
     def _repeating(self, module: nn.Module, output: ClassifierOutput) -> Iterator[None]:
@@ -302,13 +354,16 @@ class LookAhead:
         with output.random_state.replayed(), private_buffers(module):
             yield
 
-    def _radius(self, dtype: torch.dtype, output: ClassifierOutput) -> float:
-        if self.radius is not None:
-            return self.radius
-        device_type = output.logits_BC.device.type
-        if torch.is_autocast_enabled(device_type):
-            dtype = torch.get_autocast_dtype(device_type)
-        return PERTURBATION_RADIUS.get(dtype, 1e-1)
+    def _precision(self, module: nn.Module) -> torch.dtype:
+        """The coarsest type that the model computes in."""
+        parameters = list(module.parameters())
+        found = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
+        device_type = parameters[0].device.type
+        if self.autocast is not None:
+            found.add(self.autocast)
+        elif torch.is_autocast_enabled(device_type):
+            found.add(torch.get_autocast_dtype(device_type))
+        return max(found, key=lambda dtype: torch.finfo(dtype).eps)
 
     def _averaged(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors) if self.average is None else self.average(list(tensors))
@@ -341,6 +396,36 @@ class LookAhead:
                 second = gradient.detach() ** 2
             diagonal.append(1 / (second.to(gradient.dtype).sqrt() + group["eps"]))
         return diagonal
+
+
+def _pulled_back(
+    logits_BC: Tensor,
+    gradient_BC: Tensor,
+    theta: Sequence[nn.Parameter],
+    precision: torch.dtype,
+    keep_graph: bool = False,
+) -> list[Tensor]:
+    """What a gradient in the logits means for the parameters, `J_theta z^T g`.
+
+    In float16 small gradients vanish, and the scaler that prevents it belongs to the real backward: the gradient goes
+    through the network at a length of its own, and comes out without it.
+    """
+    gradient_BC = gradient_BC.to(logits_BC.dtype)
+    scale = _LENGTH_IN_FLOAT16 / _length([gradient_BC]) if precision == torch.float16 else None
+    gradients = torch.autograd.grad(
+        logits_BC,
+        theta,
+        gradient_BC if scale is None else gradient_BC * scale,
+        retain_graph=keep_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return list(gradients) if scale is None else [gradient.float() / scale for gradient in gradients]
+
+
+def _length(tensors: Sequence[Tensor]) -> Tensor:
+    """The Euclidean length of all of them together, and not zero."""
+    return torch.nn.utils.get_total_norm([tensor.float() for tensor in tensors]).clamp(min=_TINY)
 
 
 def _scaled(diagonal: Sequence[Tensor] | None, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -32,7 +32,7 @@ from hf_clidmu.guard import Guard
 from hf_clidmu.head_first import HeadFirst
 from hf_clidmu.judge import Judge
 from hf_clidmu.ledger import Ledger
-from hf_clidmu.lookahead import PERTURBATION_RADIUS, LookAhead, MetaBatch
+from hf_clidmu.lookahead import LookAhead, MetaBatch
 from hf_clidmu.meters import Meters
 from hf_clidmu.objectives import get_objective
 from hf_clidmu.optimizers import set_apart
@@ -493,7 +493,7 @@ class CLIDMUTrainer(SelectingTrainer):
         self.guard = Guard(config.meta_patience, self.args.device, self.processes)
         self.weighting.bind(None if is_stream(self.train_dataset) else len(self.train_dataset))
         self.weighting.configure_optimizer(config.meta_optim, config.meta_learning_rate, config.meta_weight_decay)
-        half = torch.float16 if self.args.fp16 else torch.bfloat16 if self.args.bf16 else None
+        casts_to = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         self.lookahead = LookAhead(
             tap=tap,
             objective=get_objective(config.objective, config.temperature, config.detach_normaliser),
@@ -501,12 +501,12 @@ class CLIDMUTrainer(SelectingTrainer):
             tangent=config.tangent,
             lookahead=config.lookahead,
             preconditioner=config.preconditioner,
-            radius=None if half is None else PERTURBATION_RADIUS[half],
+            autocast=casts_to if self.accelerator.native_amp else None,  # fp16 on a CPU is float32
             average=self.processes.average if self.processes.several else None,
             gather=self.processes.gather_with_gradient if config.clid_across_processes else None,
         )
         self._module = self._bare()
-        self.lookahead.parameters(self._module)  # a scope that matches nothing fails now, not later
+        self.lookahead.settle(self._module)  # what cannot work fails now, not later
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         if not isinstance(data_collator, SampleCollator):
