@@ -57,7 +57,7 @@ class CLIDMUConfig(TrainingArguments):
         scope (`str`, *optional*, defaults to `"head"`):
             Which parameters look ahead: `head` (the last layer), `all`, or a regular expression over names.
         tangent (`str`, *optional*, defaults to `"auto"`):
-            How the logit tangent is computed: `closed_form` (head only), `finite_difference` (two forwards, any model),
+            How the logit tangent is computed: `closed_form` (head only), `finite_difference` (one more forward),
             `forward` (forward-mode differentiation, exact), or `auto`: the closed form for the head; beyond it finite
             differences, and forward mode under `bf16`, `fp16` or with weights in half precision.
         lookahead (`bool`, *optional*, defaults to `True`):

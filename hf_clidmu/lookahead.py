@@ -29,8 +29,8 @@ from hf_clidmu.objectives import Objective
 TANGENTS = ("auto", "closed_form", "finite_difference", "forward")
 PRECONDITIONERS = ("none", "adam")
 # Length of the perturbation in parameter space: the smaller, the smaller the curvature's share of the difference,
-# until rounding takes over. Measured against double backward; under bf16 a radius of 1e-3 is noise.
-PERTURBATION_RADIUS = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 1e-1}
+# until rounding takes over. Measured against forward mode; in bf16 a radius of 1e-3 is noise.
+PERTURBATION_RADIUS = {torch.float64: 1e-6, torch.float32: 3e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 _HALF = (torch.bfloat16, torch.float16)
 # Length of a logit gradient that goes backward through float16, which ends at 6e-8 and 6e4: in the middle between both.
 _LENGTH_IN_FLOAT16 = 256.0
@@ -79,13 +79,15 @@ class LookAhead:
         scope: `head` moves the last layer alone, `all` every trainable parameter, anything else is a regular
             expression searched in parameter names.
         tangent: `closed_form` (head only, exact), `forward` (forward-mode differentiation, exact; attention runs in
-            its mathematical form), `finite_difference` (two forwards, works everywhere but for parameters in half
-            precision). `auto` picks `closed_form` for the head; otherwise `finite_difference`, and `forward` for a
-            model that computes in half precision, where differences are coarse.
+            its mathematical form), `finite_difference` (one more forward, or two; works everywhere but for parameters
+            in half precision). `auto` picks `closed_form` for the head; otherwise `finite_difference`, and `forward`
+            for a model that computes in half precision, where differences are coarse.
         lookahead: False takes the objective's gradient at theta itself.
         preconditioner: D. `none` is the identity (published), `adam` the main optimiser's diagonal.
         radius: length of the finite difference's perturbation; None chooses by precision.
         autocast: what the model's own forward casts to inside, as accelerate makes it do; None where it does not.
+        central: take differences on both sides: half precision needs it, and a training forward that was not computed
+            as the module itself computes (compiled), so that its logits are not those at theta.
         average: averages a list of tensors over processes; None for a single process.
         gather: rows of all processes, with gradient, for an objective over the meta samples of all of them; None lets
             each process judge its own.
@@ -102,6 +104,7 @@ class LookAhead:
     preconditioner: str = "none"
     radius: float | None = None
     autocast: torch.dtype | None = None
+    central: bool = False
     average: Average | None = None
     gather: Callable[[Tensor], Tensor] | None = None
     _checked_linear: bool = field(default=False, init=False)
@@ -213,8 +216,7 @@ class LookAhead:
                 module, inputs, output, dict(zip(parameters, directions, strict=True)), length
             )
         else:
-            radius = PERTURBATION_RADIUS.get(precision, 1e-1) if self.radius is None else self.radius
-            tangent_BC = self._finite_difference(module, inputs, output, theta, directions, radius)
+            tangent_BC = self._finite_difference(module, inputs, output, theta, directions, precision)
         return Judgement(meta_loss, tangent_BC)
 
     def _head_in_closed_form(
@@ -305,15 +307,27 @@ class LookAhead:
         output: ClassifierOutput,
         theta: Sequence[nn.Parameter],
         directions: Sequence[Tensor],
-        radius: float,
+        precision: torch.dtype,
     ) -> Tensor:
-        """`(z(theta + eps Du) - z(theta - eps Du)) / 2 eps` with the dropout masks of the real forward."""
+        """`(z(theta + eps Du) - z(theta)) / eps` with the dropout masks of the real forward, which told `z(theta)`.
+
+        Central: `(z(theta + eps Du) - z(theta - eps Du)) / 2 eps`.
+        """
+        central = self.central or precision in _HALF
+        radius = PERTURBATION_RADIUS.get(precision, 5e-2) if self.radius is None else self.radius
         epsilon = radius / _length(directions)
-        logits_BC = []
-        for signed in (epsilon, -epsilon):
-            with torch.no_grad(), displaced(theta, _moved(theta, directions, signed)), self._repeating(module, output):
-                logits_BC.append(self.tap.forward(module, inputs).logits_BC)
-        return (logits_BC[0] - logits_BC[1]) / (2 * epsilon).to(logits_BC[0].dtype)
+
+        def logits_at(distance: Tensor) -> Tensor:
+            with (
+                torch.no_grad(),
+                displaced(theta, _moved(theta, directions, distance)),
+                self._repeating(module, output),
+            ):
+                return self.tap.forward(module, inputs).logits_BC
+
+        ahead_BC = logits_at(epsilon)
+        behind_BC = logits_at(-epsilon) if central else output.logits_BC.detach()
+        return (ahead_BC - behind_BC) / ((2 if central else 1) * epsilon).to(ahead_BC.dtype)
 
     def _forward_mode(
         self,
@@ -355,7 +369,7 @@ class LookAhead:
             yield
 
     def _precision(self, module: nn.Module) -> torch.dtype:
-        """The coarsest type that the model computes in."""
+        """The coarsest type that the model computes in; TF32 is told as bfloat16, nearly as coarse and of its range."""
         parameters = list(module.parameters())
         found = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
         device_type = parameters[0].device.type
@@ -363,6 +377,9 @@ class LookAhead:
             found.add(self.autocast)
         elif torch.is_autocast_enabled(device_type):
             found.add(torch.get_autocast_dtype(device_type))
+        backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+        if device_type == "cuda" and any(backend.fp32_precision == "tf32" for backend in backends):
+            found.add(torch.bfloat16)
         return max(found, key=lambda dtype: torch.finfo(dtype).eps)
 
     def _averaged(self, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
@@ -493,6 +494,7 @@ class CLIDMUTrainer(SelectingTrainer):
         self.guard = Guard(config.meta_patience, self.args.device, self.processes)
         self.weighting.bind(None if is_stream(self.train_dataset) else len(self.train_dataset))
         self.weighting.configure_optimizer(config.meta_optim, config.meta_learning_rate, config.meta_weight_decay)
+        self._module = module = self._bare()
         casts_to = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         self.lookahead = LookAhead(
             tap=tap,
@@ -502,11 +504,11 @@ class CLIDMUTrainer(SelectingTrainer):
             lookahead=config.lookahead,
             preconditioner=config.preconditioner,
             autocast=casts_to if self.accelerator.native_amp else None,  # fp16 on a CPU is float32
+            central=module is not self.model or self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO,
             average=self.processes.average if self.processes.several else None,
             gather=self.processes.gather_with_gradient if config.clid_across_processes else None,
         )
-        self._module = self._bare()
-        self.lookahead.settle(self._module)  # what cannot work fails now, not later
+        self.lookahead.settle(module)  # what cannot work fails now, not later
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         if not isinstance(data_collator, SampleCollator):
