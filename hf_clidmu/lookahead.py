@@ -343,7 +343,8 @@ class LookAhead:
         """
         state = dict(module.named_parameters())
         # Fused attention has no forward-mode derivative; its mathematical form has.
-        with torch.no_grad(), forward_ad.dual_level(), self._repeating(module, output), sdpa_kernel(SDPBackend.MATH):
+        attention = sdpa_kernel(SDPBackend.MATH)
+        with torch.no_grad(), forward_ad.dual_level(), self._repeating(module, output), _even_duals(module), attention:
             units = directions if length is None else {name: u / length for name, u in directions.items()}
             dual = {
                 name: forward_ad.make_dual(state[name].detach(), u.to(state[name].dtype)) for name, u in units.items()
@@ -474,6 +475,29 @@ def displaced(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> I
         for parameter, original in zip(parameters, originals, strict=True):
             parameter.data = original
         torch.clear_autocast_cache()
+
+
+@contextmanager
+def _even_duals(module: nn.Module) -> Iterator[None]:
+    """Inside, tangents have the type of their values.
+
+    Batch normalisation with running statistics gives half-precision values a float32 tangent, which no convolution
+    takes.
+    """
+
+    def even(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        value, tangent = forward_ad.unpack_dual(output)
+        if tangent is None or tangent.dtype == value.dtype:
+            return output
+        return forward_ad.make_dual(value, tangent.to(value.dtype))
+
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    handles = [norm.register_forward_hook(even) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
