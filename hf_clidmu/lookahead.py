@@ -343,8 +343,14 @@ class LookAhead:
         """
         state = dict(module.named_parameters())
         # Fused attention has no forward-mode derivative; its mathematical form has.
-        attention = sdpa_kernel(SDPBackend.MATH)
-        with torch.no_grad(), forward_ad.dual_level(), self._repeating(module, output), _even_duals(module), attention:
+        with (
+            torch.no_grad(),
+            forward_ad.dual_level(),
+            self._repeating(module, output),
+            sdpa_kernel(SDPBackend.MATH),
+            _even_duals(module),
+            _without_checkpointing(module),
+        ):
             units = directions if length is None else {name: u / length for name, u in directions.items()}
             dual = {
                 name: forward_ad.make_dual(state[name].detach(), u.to(state[name].dtype)) for name, u in units.items()
@@ -475,6 +481,23 @@ def displaced(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> I
         for parameter, original in zip(parameters, originals, strict=True):
             parameter.data = original
         torch.clear_autocast_cache()
+
+
+@contextmanager
+def _without_checkpointing(module: nn.Module) -> Iterator[None]:
+    """Inside, layers of transformers and timm keep their activations; where no backward follows, that costs nothing.
+
+    Older versions checkpoint even then, and a checkpoint has no forward-mode derivative.
+    """
+    names = ("gradient_checkpointing", "grad_checkpointing")
+    switched = [(part, name) for part in module.modules() for name in names if part.__dict__.get(name) is True]
+    try:
+        for part, name in switched:
+            setattr(part, name, False)
+        yield
+    finally:
+        for part, name in switched:
+            setattr(part, name, True)
 
 
 @contextmanager

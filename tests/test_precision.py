@@ -242,11 +242,18 @@ CHECKPOINTING = next(  # transformers 5.18 gave it another name
 
 @pytest.mark.parametrize(
     ("name", "scope", "tangent"),
-    [("bert", "head", "auto"), ("bert", "all", "auto"), ("timm:test_vit", "all", "auto"), ("bert", "all", "forward")],
+    [
+        ("bert", "head", "auto"),
+        ("bert", "all", "auto"),
+        ("bert", "all", "forward"),
+        ("timm:test_vit", "all", "forward"),
+    ],
 )
 def test_activation_checkpointing_changes_no_update(name, scope, tangent, tmp_path):
     common = {"scope": scope, "tangent": tangent, "max_steps": 3, "eval_strategy": "no", "meta_size": 12}
     want, got = (train(name, tmp_path, **{CHECKPOINTING: use}, **common) for use in (False, True))
+    flags = ("gradient_checkpointing", "grad_checkpointing")
+    assert any(vars(part).get(flag) for part in got.model.modules() for flag in flags)  # and it is on after all
     np.testing.assert_allclose(losses(got), losses(want), rtol=1e-6)
     for one, other in zip(got.model.parameters(), want.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
