@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -384,8 +385,8 @@ class LookAhead:
             found.add(self.autocast)
         elif torch.is_autocast_enabled(device_type):
             found.add(torch.get_autocast_dtype(device_type))
-        backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-        if device_type == "cuda" and any(backend.fp32_precision == "tf32" for backend in backends):
+        cudnn: Any = torch.backends.cudnn
+        if device_type == "cuda" and "tf32" in (torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision):
             found.add(torch.bfloat16)
         return max(found, key=lambda dtype: torch.finfo(dtype).eps)
 
