@@ -20,10 +20,14 @@ def _full_precision(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
-def _inner_products(x_NK: Tensor) -> Tensor:
-    """`x x^T`, (N, N). Autocast would compute it in half precision, and differences of CLID live in the 3rd digit."""
+def _inner_products(x_NK: Tensor, y_MK: Tensor | None = None) -> Tensor:
+    """`x y^T`, (N, M). Autocast would compute it in half precision, and differences of CLID live in the 3rd digit."""
     with torch.autocast(device_type=x_NK.device.type, enabled=False):
-        return x_NK @ x_NK.T
+        return x_NK @ (x_NK if y_MK is None else y_MK).T
+
+
+def _unit(features_ND: Tensor) -> Tensor:
+    return F.normalize(_full_precision(features_ND.detach()), dim=1, eps=_NORM_EPSILON)
 
 
 def feature_graph(features_ND: Tensor, temperature: float = DEFAULT_TEMPERATURE) -> Tensor:
@@ -46,8 +50,40 @@ def feature_graph(features_ND: Tensor, temperature: float = DEFAULT_TEMPERATURE)
     _check_matrix("features_ND", features_ND)
     if not temperature > 0:
         raise ValueError(f"temperature must be a positive number, got {temperature}")
-    unit_ND = F.normalize(_full_precision(features_ND.detach()), dim=1, eps=_NORM_EPSILON)
-    return torch.softmax(_inner_products(unit_ND).clamp(min=0) / temperature, dim=1)
+    return torch.softmax(_inner_products(_unit(features_ND)).clamp(min=0) / temperature, dim=1)
+
+
+def nearest(
+    features_ND: Tensor, k: int, temperature: float = DEFAULT_TEMPERATURE, chunk_size: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """The strongest edges of [`feature_graph`] over a whole set, which is never held as a matrix.
+
+    Args:
+        features_ND: (N, D), any floating dtype.
+        k: edges of each sample, its own to itself left out; N - 1 where that is less.
+        temperature: of the graph.
+        chunk_size: samples whose edges are held at a time: chunk_size x N numbers.
+
+    Returns:
+        Indices of the neighbours (N, k), strongest first, and the graph's weights of these edges (N, k), each row
+        scaled to sum to one.
+
+    Raises:
+        ValueError: for features that are not two-dimensional, fewer than two samples, or a `k` below 1.
+    """
+    _check_matrix("features_ND", features_ND)
+    if len(features_ND) < 2 or k < 1:
+        raise ValueError(f"neighbours need at least two samples and k >= 1, got {len(features_ND)} samples and k={k}")
+    unit_ND = _unit(features_ND)
+    index, weight = [], []
+    for start in range(0, len(unit_ND), chunk_size):
+        similarity_nN = _inner_products(unit_ND[start : start + chunk_size], unit_ND).clamp(min=0)
+        own_n = torch.arange(len(similarity_nN), device=unit_ND.device)
+        similarity_nN[own_n, start + own_n] = -torch.inf
+        strongest = similarity_nN.topk(min(k, len(unit_ND) - 1), dim=1)
+        index.append(strongest.indices)
+        weight.append(torch.softmax(strongest.values / temperature, dim=1))
+    return torch.cat(index), torch.cat(weight)
 
 
 def prediction_graph(logits_NC: Tensor, detach_normaliser: bool = True) -> Tensor:

@@ -15,6 +15,7 @@ from hf_clidmu.divergence import (
     clid,
     clid_in_chunks,
     feature_graph,
+    nearest,
     prediction_graph,
     shuffled_clid,
 )
@@ -343,3 +344,30 @@ def test_clid_of_shuffled_predictions_is_the_mean_over_all_orders(certainty):
     orders = [list(order) for order in itertools.permutations(range(5))]
     expected = torch.stack([clid(features_ND, logits_NC[order], 0.2) for order in orders]).mean()
     torch.testing.assert_close(shuffled_clid(features_ND, logits_NC, 0.2), expected, rtol=1e-10, atol=0)
+
+
+# --- neighbours ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 1000])
+def test_neighbours_are_the_strongest_edges_of_the_graph(chunk_size):
+    features_ND, _ = random_batch(samples=13, features=9)
+    edges_NN = feature_graph(features_ND, temperature=0.2)
+    edges_NN.fill_diagonal_(0)
+    index_NK, weight_NK = nearest(features_ND, k=3, temperature=0.2, chunk_size=chunk_size)
+    want = edges_NN.topk(3, dim=1).values
+    assert torch.equal(edges_NN.gather(1, index_NK), want)
+    assert relative_error(weight_NK, want / want.sum(dim=1, keepdim=True)) < 1e-12
+
+
+def test_a_sample_is_no_neighbour_of_itself_even_where_there_are_few_or_all_are_alike():
+    index_NK, weight_NK = nearest(torch.zeros(4, 2), k=10)
+    assert index_NK.shape == (4, 3)
+    assert not (index_NK == torch.arange(4)[:, None]).any()
+    assert torch.allclose(weight_NK, torch.full((4, 3), 1 / 3))
+
+
+@pytest.mark.parametrize(("samples", "k"), [(1, 3), (4, 0)])
+def test_neighbours_of_nothing_are_an_error(samples, k):
+    with pytest.raises(ValueError, match="at least two samples"):
+        nearest(torch.ones(samples, 2), k)

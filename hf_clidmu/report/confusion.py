@@ -1,0 +1,144 @@
+"""Which classes are mistaken for which, estimated without a clean label.
+
+A given label is read as a noisy record of what the model believes: P(given | sample) = sum_c P(c | sample) T[c, given].
+The model's confidence and T are fitted together to the given labels, by maximum likelihood. Where samples exist about
+which the model is sure, they tell T; where the model is merely weak, unsure samples disagree and T stays near the
+identity: that a model errs is no evidence that labels do.
+
+Shape suffixes: N samples, C classes, R resamples. A transition matrix has a row per true class and a column per given
+one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .evidence import FloatArray, IntArray
+
+
+#: Factors that turn the opinion's scores into logits, all of which are tried.
+SHARPNESS = np.geomspace(1.0, 40.0, 12)
+
+_STEPS = 30  # of expectation and maximisation for each sharpness; twice as many for the best
+_OWN_COUNTS = 1.0  # imagined samples of each class whose label is right: a class nobody has keeps its own row
+_RESAMPLING_STEPS = 10  # from the fit to all samples on
+_START = 0.8  # labels that are right, to begin with: above one half, so that classes cannot change places
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A fitted reading of the given labels.
+
+    Attributes:
+        sharpness: the factor that makes the opinion fit the labels best.
+        transition_CC: T, rows sum to one.
+        true_NC: P(true class | sample, given label), rows sum to one.
+        belief_NC: P(true class | sample) before the given label is looked at, rows sum to one.
+    """
+
+    sharpness: float
+    transition_CC: FloatArray
+    true_NC: FloatArray
+    belief_NC: FloatArray
+
+    def wrong(self, given_N: IntArray) -> FloatArray:
+        """P(given label wrong), (N,)."""
+        return 1 - self.true_NC[np.arange(len(given_N)), given_N]
+
+
+def fit_confusion(opinion_NC: FloatArray, given_N: IntArray) -> Confusion:
+    """Read the given labels as a noisy record of an opinion.
+
+    Args:
+        opinion_NC: scores of the classes, of somebody who could not learn these very labels by heart.
+        given_N: given labels.
+    """
+    fits = []
+    for sharpness in SHARPNESS:
+        belief_NC = _softmax(sharpness * opinion_NC)
+        transition_CC, likelihood = _expectation_maximisation(belief_NC, given_N, _start(belief_NC.shape[1]), _STEPS)
+        fits.append((likelihood, sharpness, transition_CC))
+    _, sharpness, transition_CC = max(fits, key=lambda fit: fit[0])
+    belief_NC = _softmax(sharpness * opinion_NC)
+    transition_CC, _ = _expectation_maximisation(belief_NC, given_N, transition_CC, 2 * _STEPS)
+    return Confusion(float(sharpness), transition_CC, _true_classes(belief_NC, given_N, transition_CC), belief_NC)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the 95 % interval around it: what other samples of the same kind would have said."""
+
+    value: float
+    low: float
+    high: float
+
+
+def resampled(confusion: Confusion, given_N: IntArray, resamples: int, seed: int) -> tuple[Interval, FloatArray]:
+    """How far the noise rate and the transition matrix depend on which samples happen to be there (bootstrap).
+
+    Args:
+        confusion: the fit to all samples.
+        given_N: given labels.
+        resamples: R.
+        seed: of the resampling.
+
+    Returns:
+        The noise rate with its interval, and the interval of the transition matrix, (2, C, C): low, high.
+    """
+    generator = np.random.default_rng(seed)
+    size = len(given_N)
+    rate_R, transition_RCC = [], []
+    for _ in range(resamples):
+        times_N = generator.multinomial(size, np.full(size, 1 / size)).astype(np.float64)
+        transition_CC, _ = _expectation_maximisation(
+            confusion.belief_NC, given_N, confusion.transition_CC, _RESAMPLING_STEPS, times_N
+        )
+        true_NC = _true_classes(confusion.belief_NC, given_N, transition_CC)
+        rate_R.append(1 - float(times_N @ true_NC[np.arange(size), given_N]) / size)
+        transition_RCC.append(transition_CC)
+    value = float(confusion.wrong(given_N).mean())
+    low, high = np.quantile(rate_R, (0.025, 0.975))
+    # Quantiles of few resamples may leave the estimate itself outside.
+    interval = Interval(value, min(float(low), value), max(float(high), value))
+    return interval, np.quantile(transition_RCC, (0.025, 0.975), axis=0)
+
+
+def _start(classes: int) -> FloatArray:
+    transition_CC = np.full((classes, classes), (1 - _START) / (classes - 1))
+    np.fill_diagonal(transition_CC, _START)
+    return transition_CC
+
+
+def _expectation_maximisation(
+    belief_NC: FloatArray,
+    given_N: IntArray,
+    transition_CC: FloatArray,
+    steps: int,
+    times_N: FloatArray | None = None,
+) -> tuple[FloatArray, float]:
+    classes = belief_NC.shape[1]
+    order = np.argsort(given_N, kind="stable")
+    belief_NC, given_N = belief_NC[order], given_N[order]
+    times_N = np.ones(len(order)) if times_N is None else times_N[order]
+    present, starts = np.unique(given_N, return_index=True)
+    likelihood = -np.inf
+    for _ in range(steps):
+        joint_NC = belief_NC * transition_CC.T[given_N]
+        total_N = joint_NC.sum(axis=1)
+        likelihood = float(np.average(np.log(total_N), weights=times_N))
+        counts_CC = _OWN_COUNTS * np.eye(classes)
+        counts_CC[:, present] += np.add.reduceat(joint_NC * (times_N / total_N)[:, None], starts, axis=0).T
+        transition_CC = counts_CC / counts_CC.sum(axis=1, keepdims=True)
+    return transition_CC, likelihood
+
+
+def _true_classes(belief_NC: FloatArray, given_N: IntArray, transition_CC: FloatArray) -> FloatArray:
+    joint_NC = belief_NC * transition_CC.T[given_N]
+    return joint_NC / joint_NC.sum(axis=1, keepdims=True)
+
+
+def _softmax(logits_NC: FloatArray) -> FloatArray:
+    weight_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
+    return weight_NC / weight_NC.sum(axis=1, keepdims=True)
