@@ -63,9 +63,13 @@ def judge_labels(evidence: Evidence, seed: int = 0) -> Verdict:
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
-    # Half of what the labels of others foretell, half of what the model's opinion of others does: the former is blind
-    # to wrong labels that follow a rule, the latter was there when the labels were learnt.
-    confusion = fit_confusion((evidence.linear_NC + evidence.labels_linear_NC) / 2, evidence.given_N)
+    # Opinions and labels differ in what they are blind to: the model's opinion was formed on these very labels, and the
+    # labels of others repeat wrong ones that follow a rule. Both err on the side of too few: who sees more, is heard.
+    readings = (evidence.linear_NC, (evidence.linear_NC + evidence.labels_linear_NC) / 2)
+    confusion = max(
+        (fit_confusion(reading_NC, evidence.given_N) for reading_NC in readings),
+        key=lambda fit: float(fit.wrong(evidence.given_N).mean()),
+    )
     opinion_NC = (evidence.log_own_NC + evidence.log_neighbour_NC + np.log(confusion.belief_NC + FLOOR)) / 3
     log_confused_CC = np.log((1 - SPREAD) * confusion.transition_CC + SPREAD / evidence.num_classes)
     score_N, other_N, other_share_N = _odds(opinion_NC, log_confused_CC, evidence.given_N)

@@ -77,7 +77,7 @@ def confusion_chart(report: LabelReport) -> Chart:
         if true != given
     ]
     left_out = len(report.label_names) - len(names)
-    axis = {"labelLimit": 140, "title": "likeliest true class"}
+    classes = {"type": "nominal", "sort": names, "axis": {"labelLimit": 140}}
     side = max(180, min(440, 34 * len(names)))
     layers: list[Chart] = [
         {
@@ -112,14 +112,8 @@ def confusion_chart(report: LabelReport) -> Chart:
         "width": side,
         "height": side,
         "encoding": {
-            "x": {
-                "field": "given",
-                "type": "nominal",
-                "sort": names,
-                "title": "given label",
-                "axis": {"labelLimit": 140},
-            },
-            "y": {"field": "true", "type": "nominal", "sort": names, "axis": axis},
+            "x": {"field": "given", "title": "given label", **classes},
+            "y": {"field": "true", "title": "likeliest true class", **classes},
         },
         "layer": layers,
     }

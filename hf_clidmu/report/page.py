@@ -115,10 +115,8 @@ def write_page(
     if samples is not None:
         chunks = _chunks(samples, suspects["index"].head(rows).tolist(), room)
     data["chunkCount"] = len(chunks)
-    held = sum(map(len, chunks))
-    html = _render(
-        frame, data, chunks, _left_out(len(report.table), rows, None if samples is None else held, data["image"])
-    )
+    held = None if samples is None else sum(map(len, chunks))
+    html = _render(frame, data, chunks, _left_out(len(report.table), rows, held, bool(data["image"])))
     write_whole(path, lambda unfinished: unfinished.write_text(html, encoding="utf8"))
     return Path(path)
 
