@@ -16,7 +16,6 @@ import sys
 import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -55,7 +54,7 @@ def main(arguments: list[str] | None = None) -> LabelReport:
     options, run = parse(sys.argv[1:] if arguments is None else arguments)
     transformers_logging.set_verbosity_error()
     started = time.perf_counter()
-    corpus = load(run, SimpleNamespace(seed=options.seed))
+    corpus = load(run, options)
     if run.noisy_validation:
         corpus = with_noisy_validation(corpus, run.noisy_validation, options.seed)
     report = make(corpus, run, options)

@@ -26,8 +26,20 @@ MOST_CLASSES = 20
 
 #: Background, text, lines and the colours of one, two and many values, by theme. Distinct without colour vision.
 THEMES: dict[str, dict[str, Any]] = {
-    "light": {"text": "#3b4252", "line": "#d8dce4", "first": "#2f6fb0", "second": "#c8502d", "scheme": "blues"},
-    "dark": {"text": "#c9ced8", "line": "#3a404b", "first": "#6fa8dc", "second": "#e98a5f", "scheme": "darkblue"},
+    "light": {
+        "text": "#3b4252",
+        "line": "#d8dce4",
+        "first": "#2f6fb0",
+        "second": "#c8502d",
+        "ramp": ["#e6eef7", "#1b5a99"],
+    },
+    "dark": {
+        "text": "#c9ced8",
+        "line": "#3a404b",
+        "first": "#6fa8dc",
+        "second": "#e98a5f",
+        "ramp": ["#1e2733", "#7db4e6"],
+    },
 }
 
 _BINS = 25
@@ -78,12 +90,18 @@ def confusion_chart(report: LabelReport) -> Chart:
     ]
     left_out = len(report.label_names) - len(names)
     classes = {"type": "nominal", "sort": names, "axis": {"labelLimit": 140}}
+    numbered = len(names) <= 10
     side = max(180, min(440, 34 * len(names)))
     layers: list[Chart] = [
         {
             "mark": {"type": "rect", "cornerRadius": 2},
             "encoding": {
-                "color": {"field": "count", "type": "quantitative", "title": "labels", "scale": {"domainMin": 0}},
+                "color": {
+                    "field": "count",
+                    "type": "quantitative",
+                    "scale": {"domainMin": 0},
+                    "legend": None if numbered else {"title": "labels"},
+                },
                 "tooltip": [
                     {"field": "given"},
                     {"field": "true"},
@@ -92,7 +110,7 @@ def confusion_chart(report: LabelReport) -> Chart:
             },
         }
     ]
-    if len(names) <= 10:
+    if numbered:
         layers.append(
             {
                 "mark": {"type": "text", "fontSize": 11},
@@ -144,7 +162,7 @@ def histogram_chart(report: LabelReport) -> Chart:
         "description": "Histogram of the probability that a label is wrong, over all samples; counts as square roots.",
         "title": "How likely labels are to be wrong",
         "data": {"values": bars},
-        "width": 360,
+        "width": 320,
         "height": 200,
         "encoding": {
             "x": {"field": "from", "type": "quantitative", "bin": {"binned": True}, "title": "P(label wrong)"},
@@ -167,7 +185,7 @@ def curve_chart(curves: Sequence[Mapping[str, float]]) -> Chart | None:
         if len(points) > 1:
             panels.append(
                 {
-                    "width": 360,
+                    "width": 320,
                     "height": 120,
                     "data": {"values": points},
                     "mark": {"type": "line", "point": True, "color": "second" if number else "first"},
@@ -215,7 +233,7 @@ def themed(chart: Chart, theme: str) -> Chart:
             },
             "legend": text,
             "title": {"color": colours["text"], "fontSize": 14, "anchor": "start", "offset": 12},
-            "range": {"heatmap": {"scheme": colours["scheme"]}, "ramp": {"scheme": colours["scheme"]}},
+            "range": {"heatmap": colours["ramp"], "ramp": colours["ramp"]},
         },
     }
 

@@ -21,7 +21,7 @@ MOST_RULED = 0.5
 MOST_BY_HEART = 0.15
 
 #: How far the share of contradicted labels may lie above the estimated noise rate.
-MOST_UNDECIDED = 0.08
+MOST_UNDECIDED = 0.05
 
 #: Rows of a class, below which nothing is said of its confusions.
 FEWEST_ROWS = 20

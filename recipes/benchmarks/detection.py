@@ -31,7 +31,7 @@ from compare import rounded, write_json
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
-from hf_clidmu.report import LabelReport, apply_report
+from hf_clidmu.report import apply_report
 
 
 FOLDS = 5

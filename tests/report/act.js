@@ -34,7 +34,7 @@ addEventListener("load", async () => {
   set("given", "2", "change");
   seen.given = document.getElementById("count").textContent;
   set("given", "", "change");
-  set("search", "sample 17 ", "input");
+  set("search", " Sample 1199 ", "input");
   await pause(400);
   seen.searched = cards().map((card) => card.querySelector(".text").textContent);
   set("search", "", "input");

@@ -69,7 +69,7 @@ def test_the_ledger_counts_where_there_is_one_and_unseen_samples_lose_nothing(no
     np.testing.assert_array_equal(with_ledger.score_N[:5], without.score_N[:5])
     assert (with_ledger.score_N[5:] != without.score_N[5:]).mean() > 0.9
     opposite = judge_labels(gather(*arguments, ledger.assign(margin=-ledger["margin"])))
-    assert roc_auc_score(noisy.wrong_N, opposite.score_N) < roc_auc_score(noisy.wrong_N, with_ledger.score_N) - 0.02
+    assert roc_auc_score(noisy.wrong_N, opposite.score_N) < roc_auc_score(noisy.wrong_N, with_ledger.score_N) - 0.005
 
 
 def test_the_same_data_give_the_same_report(noisy, noisy_report):

@@ -77,7 +77,7 @@ def test_every_script_carries_the_nonce_and_nothing_is_loaded(page):
     assert markup(page).count("<script") == len(nonces)
     assert "default-src 'none'" in page
     assert f"script-src 'nonce-{nonces[0]}'" in page
-    assert not re.search(r"<(link|iframe|object|embed|img)\b|\bsrc=", markup(page).replace("&lt;", ""))
+    assert not re.search(r"<(link|iframe|object|embed|img)\b|<[^>]*\bsrc=", markup(page))
 
 
 def test_rows_are_all_there_most_suspect_first(page, noisy_report):
@@ -126,7 +126,9 @@ def browse(path: Path, folder: Path, act: str = "act.js", budget: int = 20000) -
     before, after = (
         f'<script nonce="{nonce}">{(SCRIPTS / name).read_text(encoding="utf8")}</script>' for name in ("watch.js", act)
     )
-    page = page.replace("<style>", f"{before}<style>", 1).replace("</body>", f"{after}</body>")
+    page = page.replace("<style>", f"{before}<style>", 1)
+    end = page.rindex("</body>")  # the charting library has one, too
+    page = page[:end] + after + page[end:]
     watched = folder / "watched.html"
     watched.write_text(page, encoding="utf8")
     log = folder / "net.json"
@@ -171,7 +173,7 @@ def test_the_list_shows_only_what_is_in_sight(visited, noisy_report):
     assert 4 <= seen["cards"] < 40
     assert 4 <= seen["scrolled"] < 40
     assert seen["last"] == str(len(noisy_report.table))
-    assert seen["searched"] == [texts(18)[17]]
+    assert seen["searched"] == [texts(1200)[1199]]
     of_cat = int((noisy_report.table["given_label"] == 2).sum())
     assert seen["given"].startswith(f"{of_cat:,} shown")
     assert seen["theme"] in ("dark", "light")

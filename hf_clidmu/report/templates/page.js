@@ -127,7 +127,7 @@
         picture.src = sample;
         element.append(picture);
       } else element.append(make("span", "muted", "no thumbnail"));
-    } else element.append(make("span"));
+    } else element.classList.add("plain");
 
     const body = make("div", "body"), labels = make("div", "labels");
     labels.append(make("span", "row", "#" + columns.index[p]), make("b", "", given));
@@ -148,7 +148,11 @@
       button.tabIndex = place === focused ? 0 : -1;
       button.dataset.set = value;
       button.setAttribute("aria-pressed", decisions[p] === value);
-      button.addEventListener("click", () => { focused = place; decide(decisions[p] === value ? 0 : value, false); });
+      button.addEventListener("click", () => {
+        focused = place;
+        decide(decisions[p] === value ? 0 : value, false);
+        rendered.get(place)?.querySelector(`[data-set="${value}"]`).focus(); // where it was, on the card made anew
+      });
       choices.append(button);
     }
     side.append(meter, choices);
@@ -219,7 +223,7 @@
     const marks = { w: 1, r: 2, u: 3, Backspace: 0, Delete: 0 };
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     const inside = viewport.contains(event.target);
-    if (key in marks) decide(marks[key], marks[key] !== 0);
+    if (key in marks && (inside || event.target === document.body)) decide(marks[key], marks[key] !== 0);
     else if (key in moves && inside) go(focused + moves[key]);
     else return;
     event.preventDefault();
@@ -274,7 +278,7 @@
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   viewport.addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
   window.addEventListener("resize", () => { clear(); draw(); });
-  // Chunks follow this script in the document: those on the first screen are filled in as soon as they are there.
+  // Chunks but the first follow this script in the document; a list scrolled or kept meanwhile is filled in then.
   document.addEventListener("DOMContentLoaded", () => { clear(); draw(); });
   refresh();
 })();
