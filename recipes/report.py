@@ -183,7 +183,8 @@ def told(report: LabelReport, folder: Path, seconds: float) -> str:
     table, rate = report.table, report.noise_rate
     counts = table["suggestion"].value_counts()
     lines = [
-        f"estimated noise rate  {rate.value:.1%} (95 % interval {rate.low:.1%} to {rate.high:.1%})",
+        f"estimated noise rate  {100 * rate.value:.1f} % "
+        f"(95 % interval {100 * rate.low:.1f} % to {100 * rate.high:.1f} %)",
         f"labels called wrong   {int(table['is_label_issue'].sum()):,} of {len(table):,}: "
         f"{counts.get('relabel', 0):,} to relabel, {counts.get('review', 0):,} to review",
         *(f"doubt                 {doubt}" for doubt in report.doubts),

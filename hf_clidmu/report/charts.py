@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -254,6 +254,6 @@ def write_plots(
         spec = {**themed(chart, theme), "background": "white" if theme == "light" else "#171a21", "padding": 12}
         image = vega().vegalite_to_png(json.dumps(spec), scale=_SCALE)
         path = Path(folder) / f"label_report_{name}.png"
-        write_whole(path, lambda unfinished, image=image: unfinished.write_bytes(image))
+        write_whole(path, partial(Path.write_bytes, data=image))
         paths.append(path)
     return paths

@@ -36,28 +36,28 @@ def doubts(evidence: Evidence, verdict: Verdict, label_names: list[str]) -> list
     if verdict.power < LEAST_POWER:
         found.append(
             f"The evidence hardly tells right labels from wrong ones: of labels made wrong on purpose it ranks "
-            f"{verdict.power:.0%} before right ones, where chance ranks 50 %. Start from a model that knows this kind "
-            "of data."
+            f"{100 * verdict.power:.0f} % before right ones, where chance ranks 50 %. Start from a model that knows this "
+            "kind of data."
         )
     if contradicted - rate > MOST_UNDECIDED:
         found.append(
-            f"The model contradicts {contradicted:.1%} of the labels, but {rate:.1%} suffice to explain what it sees; "
-            "the rest are hard samples, or labels that are wrong just where samples are hard. The noise rate may lie "
+            f"The model contradicts {100 * contradicted:.1f} % of the labels, but {100 * rate:.1f} % suffice to explain "
+            "what it sees; the rest are hard samples, or labels that are wrong just where samples are hard. The noise rate may lie "
             "anywhere between."
         )
     if contradicted_N.any():
         ruled = float((evidence.labels_linear_NC.argmax(axis=1) == given_N)[contradicted_N].mean())
         if ruled > MOST_RULED:
             found.append(
-                f"{ruled:.0%} of the labels that the model contradicts are what the labels of similar samples suggest: "
-                "wrong labels seem to follow a rule. Where the model has learnt that rule, it does not contradict it: "
+                f"{100 * ruled:.0f} % of the labels that the model contradicts are what the labels of similar samples "
+                "suggest: wrong labels seem to follow a rule. Where the model has learnt that rule, it does not contradict it: "
                 "the noise rate is at least the estimated one."
             )
     by_heart = float((evidence.linear_NC.argmax(axis=1) != given_N).mean()) - contradicted
     if by_heart > MOST_BY_HEART:
         found.append(
-            f"The model repeats {by_heart:.0%} more of the given labels than its own features foretell: it knows them "
-            "by heart. Use the checkpoint that CLID selected, or one of fewer epochs."
+            f"The model repeats {100 * by_heart:.0f} % more of the given labels than its own features foretell: it knows "
+            "them by heart. Use the checkpoint that CLID selected, or one of fewer epochs."
         )
     rows_C = np.bincount(given_N, minlength=evidence.num_classes)
     rare = [label_names[label] for label in np.flatnonzero(rows_C < FEWEST_ROWS)]

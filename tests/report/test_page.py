@@ -137,8 +137,21 @@ def browse(path: Path, folder: Path, act: str = "act.js", budget: int = 20000) -
     run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     found = re.search(r'<pre id="result">(.*?)</pre>', run.stdout, re.DOTALL)
     assert found, f"the page never finished: {run.stdout[-500:]} {run.stderr[-2000:]}"
-    asked = re.findall(r'"url":"((?!file:|data:|blob:|chrome|about:|devtools:)[^"]+)"', log.read_text(errors="replace"))
-    return json.loads(html.unescape(found[1])), asked
+    return json.loads(html.unescape(found[1])), requested(log)
+
+
+def requested(log: Path) -> list[str]:
+    """Addresses that a page asked for, from the browser's log of the network; what it asks for itself has no origin."""
+    events = []
+    for line in log.read_text(errors="replace").splitlines():
+        try:
+            events.append(json.loads(line.rstrip(",")))
+        except ValueError:  # the frame around the events
+            continue
+    parameters = [event["params"] for event in events if isinstance(event, dict) and "params" in event]
+    assert len(parameters) > 10, "the browser logged nothing"
+    own = "not an origin"
+    return [entry["url"] for entry in parameters if "url" in entry and entry.get("initiator", own) != own]
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +224,13 @@ def test_fifty_thousand_samples_are_painted_within_two_seconds(noisy_report, tmp
     seen, _ = browse(path, tmp_path, "paint.js", budget=60000)
     assert seen["cards"] >= 4
     assert max(seen["paint"]) < 2000
+
+
+@pytest.mark.slow
+def test_a_page_that_asked_for_something_would_be_found_out(tmp_path):
+    path = tmp_path / "asks.html"
+    ask = 'fetch("http://127.0.0.1:9/asked").catch(() => 0)'
+    path.write_text(f'<style></style><script nonce="n">{ask}</script><p class="sample"></p></body>')
+    seen, asked = browse(path, tmp_path, "paint.js")
+    assert asked == ["http://127.0.0.1:9/asked"]
+    assert seen["errors"] == []

@@ -96,7 +96,7 @@ def test_the_detection_benchmark_scores_and_tabulates():
     figures = detection.score([0.9, 0.4, 0.6, 0.1], [True, False, False, False], wrong_N)
     assert figures == {"flagged": 0.25, "auroc": 0.75, "ap": pytest.approx(5 / 6), "f1": pytest.approx(2 / 3)}
     assert detection.score([0.1] * 4, [False] * 4, np.zeros(4, dtype=bool))["auroc"] is None
-    assert detection.calibration_error(np.array([0.0, 0.0, 0.95, 0.95]), wrong_N) == pytest.approx(0.725)
+    assert detection.calibration_error(np.array([0.0, 0.0, 0.95, 0.95]), wrong_N) == pytest.approx(0.975)
     cell = {
         "corpus": "films",
         "noise_rate": 0.5,
