@@ -35,29 +35,29 @@ def doubts(evidence: Evidence, verdict: Verdict, label_names: list[str]) -> list
     found = []
     if verdict.power < LEAST_POWER:
         found.append(
-            f"The evidence hardly tells right labels from wrong ones: of labels made wrong on purpose it ranks "
-            f"{100 * verdict.power:.0f} % before right ones, where chance ranks 50 %. Start from a model that knows this "
+            "The evidence hardly tells right labels from wrong ones: of labels made wrong on purpose it ranks "
+            f"{_percent(verdict.power)} before right ones, where chance ranks 50 %. Start from a model that knows this "
             "kind of data."
         )
     if contradicted - rate > MOST_UNDECIDED:
         found.append(
-            f"The model contradicts {100 * contradicted:.1f} % of the labels, but {100 * rate:.1f} % suffice to explain "
-            "what it sees; the rest are hard samples, or labels that are wrong just where samples are hard. The noise rate may lie "
-            "anywhere between."
+            f"The model contradicts {_percent(contradicted)} of the labels, but {_percent(rate)} suffice to explain "
+            "what it sees; the rest are hard samples, or labels that are wrong just where samples are hard. The noise "
+            "rate may lie anywhere between."
         )
     if contradicted_N.any():
         ruled = float((evidence.labels_linear_NC.argmax(axis=1) == given_N)[contradicted_N].mean())
         if ruled > MOST_RULED:
             found.append(
-                f"{100 * ruled:.0f} % of the labels that the model contradicts are what the labels of similar samples "
-                "suggest: wrong labels seem to follow a rule. Where the model has learnt that rule, it does not contradict it: "
-                "the noise rate is at least the estimated one."
+                f"{_percent(ruled)} of the labels that the model contradicts are what the labels of similar samples "
+                "suggest: wrong labels seem to follow a rule. Where the model has learnt that rule, it does not "
+                "contradict it: the noise rate is at least the estimated one."
             )
     by_heart = float((evidence.linear_NC.argmax(axis=1) != given_N).mean()) - contradicted
     if by_heart > MOST_BY_HEART:
         found.append(
-            f"The model repeats {100 * by_heart:.0f} % more of the given labels than its own features foretell: it knows "
-            "them by heart. Use the checkpoint that CLID selected, or one of fewer epochs."
+            f"The model repeats {_percent(by_heart)} more of the given labels than its own features foretell: it "
+            "knows them by heart. Use the checkpoint that CLID selected, or one of fewer epochs."
         )
     rows_C = np.bincount(given_N, minlength=evidence.num_classes)
     rare = [label_names[label] for label in np.flatnonzero(rows_C < FEWEST_ROWS)]
@@ -65,3 +65,7 @@ def doubts(evidence: Evidence, verdict: Verdict, label_names: list[str]) -> list
         names = ", ".join(rare[:5]) + (f" and {len(rare) - 5} more" if len(rare) > 5 else "")
         found.append(f"Fewer than {FEWEST_ROWS} samples are labelled {names}: what is said of them rests on little.")
     return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
