@@ -1,6 +1,6 @@
 """How well wrong labels are found, and what mending them is worth: the report against its peers, all in one run.
 
-    python recipes/benchmarks/detection.py recipes/benchmarks/detection.yaml --output recipes/benchmarks/detection.json
+    python recipes/benchmarks/detection.py recipes/benchmarks/detection/corpora.yaml --output detection.json
 
 For every corpus (arguments of recipes/train.py) and seed: a CLID-MU run and its label report; a run with plain
 cross-entropy, whose ledger gives the area under the margin and whose last state gives the loss; and five more, for

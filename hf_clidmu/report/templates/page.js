@@ -159,7 +159,7 @@
     if (decisions[p] === 1) {
       const select = make("select");
       select.setAttribute("aria-label", "New label");
-      const unset = make("option", "", `new label: ${said === "keep" ? "not set" : suggested + " (suggested)"}`);
+      const unset = make("option", "", said === "keep" ? "new label: not set" : `${suggested} (suggested)`);
       unset.value = "-1";
       select.append(unset);
       names.forEach((name, label) => {
