@@ -73,7 +73,7 @@ def parse(arguments: list[str]) -> tuple[ReportArguments, RunArguments]:
     parser = HfArgumentParser((ReportArguments, RunArguments), description=__doc__.split("\n")[0], allow_abbrev=False)
     folder = parser.parse_known_args(arguments)[0].run
     if folder is not None:
-        parser.set_defaults(**arguments_of(Path(folder)), model=folder, output_dir=folder)
+        parser.set_defaults(**{**arguments_of(Path(folder)), "model": folder, "output_dir": folder})
     options, run = parser.parse_args_into_dataclasses(args=arguments)
     if folder is None and "--model" not in [word.split("=")[0] for word in arguments]:
         sys.exit("error: name the folder of a run, or --model and --dataset")

@@ -48,8 +48,8 @@ def dataset_card(
 
     if policy not in POLICIES:
         raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
-    metadata = DatasetCardData() if data is None else DatasetCardData(**data.to_dict())
-    metadata.tags = [*dict.fromkeys([*(metadata.tags or []), TAG])]
+    values = {} if data is None else data.to_dict()
+    metadata = DatasetCardData(**{**values, "tags": [*dict.fromkeys([*(values.get("tags") or []), TAG])]})
     rate = report.noise_rate
     lines = [
         f"# {_plain(title)}",

@@ -21,7 +21,7 @@ def test_a_card_says_what_was_done_and_keeps_what_a_push_wrote(noisy_report, tmp
     assert "- rows: 700 of 1,200" in loaded.text
     assert f"noise rate of the source: {100 * noisy_report.noise_rate.value:.1f} %" in loaded.text
     assert loaded.text.count("\n| ") == 6  # a heading and five pairs of classes
-    assert written.tags == ["films"]
+    assert written.to_dict()["tags"] == ["films"]
 
 
 def test_names_and_doubts_are_text(noisy_report):

@@ -55,7 +55,15 @@ def test_a_run_brings_corpus_noise_and_ledger_along(bert_folder, corpus_file):
     pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
     folder, _ = bert_folder
     named(folder, "bad", "good")
-    arguments = {"dataset": str(corpus_file), "noise": "symmetric", "noise_rate": 0.2, "seed": 7, "learning_rate": 1.0}
+    # The model is the one in the folder, not the one that training began with.
+    arguments = {
+        "model": "elsewhere",
+        "dataset": str(corpus_file),
+        "noise": "symmetric",
+        "noise_rate": 0.2,
+        "seed": 7,
+        "learning_rate": 1.0,
+    }
     evaluations = [{"step": 1, "clid": 4.0}, {"step": 2, "clid": 3.9}]
     (folder / "results.json").write_text(json.dumps({"arguments": arguments, "evaluations": evaluations}))
     options, run = report_recipe.parse([str(folder), "--use_cpu=true"])
