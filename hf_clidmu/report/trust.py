@@ -43,7 +43,7 @@ def doubts(evidence: Evidence, verdict: Verdict, label_names: list[str]) -> list
         found.append(
             f"The model contradicts {_percent(contradicted)} of the labels, but {_percent(rate)} suffice to explain "
             "what it sees; the rest are hard samples, or labels that are wrong just where samples are hard. The noise "
-            "rate may lie anywhere between."
+            "rate may lie well above the estimate."
         )
     if contradicted_N.any():
         ruled = float((evidence.labels_linear_NC.argmax(axis=1) == given_N)[contradicted_N].mean())
