@@ -13,8 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import save_fsdp_model, save_fsdp_optimizer
 from torch import Tensor
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 from hf_clidmu.checkpoints import choose, discard, rotate, seal, unseal
 from hf_clidmu.files import disk_refused
@@ -27,6 +31,32 @@ logger = logging.getLogger(__name__)
 
 _SINCE_LOG = "since_log"
 _LOSS = "training_loss"
+
+
+class SaveWhenTold(TrainerCallback):
+    """The checkpoint of a run that is told to end (SIGTERM, `enable_jit_checkpoint`), as part of its last step.
+
+    Trainer's own callback may save within a step, when the weighting has moved and the model has not, or before the
+    evaluation that is due; and each process would stop at a moment of its own, while others wait for it. Here a
+    signal to any process ends all of them after the same step, with the checkpoint that `save_strategy` would write.
+
+    Args:
+        listener: Trainer's callback, which listens for the signal.
+        processes: those that train together.
+    """
+
+    def __init__(self, listener: JITCheckpointCallback, processes: Processes):
+        self.listener = listener
+        self.processes = processes
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
+        manager = self.listener.jit_manager
+        goes_on = torch.tensor(manager is None or not manager.is_checkpoint_requested, device=args.device)
+        if not bool(self.processes.everywhere(goes_on)):
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
+        self.listener.on_train_end(args, state, control, **kwargs)
 
 
 class ResumableTrainer(Trainer):
@@ -73,6 +103,8 @@ class ResumableTrainer(Trainer):
             ValueError: when there is no whole checkpoint to continue from.
         """
         self._since_log = None
+        if self.resumable and (listener := self.pop_callback(JITCheckpointCallback)) is not None:
+            self.add_callback(SaveWhenTold(listener, self.processes))
         if self.resumable and resume_from_checkpoint:
             asked, output_dir = resume_from_checkpoint, str(self.args.output_dir)
             resume_from_checkpoint, passed_over = self.processes.from_first(lambda: choose(asked, output_dir))
@@ -183,14 +215,32 @@ class ResumableTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.resumable and self.accelerator.is_fsdp2:
+            self._save_spread(output_dir)
+        else:
+            with self._noting_refusal():
+                super()._save_optimizer_and_scheduler(output_dir)
         with self._noting_refusal():
-            super()._save_optimizer_and_scheduler(output_dir)
             if self.resumable and self.args.should_save:
                 tensors: dict[str, Mapping[str, Tensor]] = {_SINCE_LOG: self._log_state}
                 for name, part in self.stateful_parts().items():
                     tensors[name] = {} if part is None else part.state_dict()
                 values = self.save_values(Path(output_dir) / FOLDER)
                 save_state(output_dir, tensors, {**values, "last_logged": self._globalstep_last_logged})
+
+    def _save_spread(self, output_dir: str) -> None:
+        """What Trainer writes of a model that is spread over processes (FSDP2), file by file.
+
+        For each file all processes gather: one that the disk does not take must not keep its writer from the next.
+        """
+        plugin = self.accelerator.state.fsdp_plugin
+        with self._noting_refusal():
+            save_fsdp_model(plugin, self.accelerator, self.model, output_dir, adapter_only=True)
+        with self._noting_refusal():
+            save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        with self._noting_refusal():
+            if self.args.should_save:
+                torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _save_scaler(self, output_dir: str) -> None:
         with self._noting_refusal():

@@ -23,6 +23,7 @@ for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
 
 import numpy as np  # noqa: E402
 import process_checks  # noqa: E402
+import spread_on_cpu  # noqa: E402
 import torch  # noqa: E402
 from tiny_models import tiny_batch, tiny_classifier  # noqa: E402
 from torch import nn  # noqa: E402
@@ -32,6 +33,7 @@ from transformers import TrainerState, default_data_collator, modeling_utils  # 
 from hf_clidmu import checkpoints, files, resumable  # noqa: E402
 from hf_clidmu.config import CLIDMUConfig  # noqa: E402
 from hf_clidmu.processes import digest  # noqa: E402
+from hf_clidmu.sharding import whole  # noqa: E402
 from hf_clidmu.trainer import CLIDMUTrainer  # noqa: E402
 from hf_clidmu.weighting import WNet  # noqa: E402
 
@@ -177,6 +179,8 @@ def run(job: dict) -> None:
         process_checks.run(job["check"])
         return
     events = Events(job.get("kill_at") if job.get("kill_rank", 0) == int(os.environ.get("RANK", 0)) else None)
+    if "fsdp2" in job:
+        spread_on_cpu.install(**job["fsdp2"])
     torch.manual_seed(0)
     trainer = build(job)
     events.install()
@@ -185,7 +189,9 @@ def run(job: dict) -> None:
     trainer.train(resume_from_checkpoint=job.get("resume"))
     found = {"events": events.count, **state_of(trainer)}
     if job.get("tensors"):
-        torch.save(trainer.model.state_dict(), job["tensors"])
+        torch.save(whole_state(trainer.model), f"{job['tensors']}.{trainer.args.process_index}")
+    if job.get("save_to"):
+        trainer.save_model(job["save_to"])
     Path(f"{job['report']}.{trainer.args.process_index}").write_text(json.dumps(found, sort_keys=True))
 
 
@@ -194,7 +200,7 @@ def state_of(trainer: CLIDMUTrainer) -> dict:
     folder = Path(trainer.args.output_dir) / "snapshots"
     numpy_state = np.random.get_state()
     return {
-        "model": digest(trainer.model.state_dict()),
+        "model": digest(whole_state(trainer.model)),
         "optimizer": _digest_of(trainer.optimizer.state_dict()),
         "scheduler": repr(trainer.lr_scheduler.state_dict()),
         "rng": {
@@ -214,6 +220,10 @@ def state_of(trainer: CLIDMUTrainer) -> dict:
     }
 
 
+def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: whole(tensor.detach()) for name, tensor in model.state_dict().items()}
+
+
 def _timed(key: str) -> bool:
     # Trainer's train_loss is the mean over the steps of one call of train(): a resumed run has another.
     return key.endswith(("_runtime", "_per_second")) or key == "train_loss"
@@ -225,7 +235,7 @@ def _text(value: str | bytes) -> str:
 
 def _digest_of(state: object) -> str:
     if isinstance(state, torch.Tensor):
-        return digest({"": state})
+        return digest({"": whole(state)})
     if isinstance(state, dict):
         return _text(repr([(repr(key), _digest_of(value)) for key, value in state.items()]))
     if isinstance(state, (list, tuple)):
