@@ -17,13 +17,14 @@ import torch
 from accelerate.utils import save_fsdp_model, save_fsdp_optimizer
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME_BIN, SCHEDULER_NAME
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 from hf_clidmu.checkpoints import choose, discard, rotate, seal, unseal
 from hf_clidmu.files import disk_refused
 from hf_clidmu.meters import Meters
 from hf_clidmu.processes import Processes
+from hf_clidmu.sharding import spread_like
 from hf_clidmu.state import FOLDER, load_state, save_state, whole_number
 
 
@@ -117,9 +118,13 @@ class ResumableTrainer(Trainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not self.resumable:
+            super()._load_optimizer_and_scheduler(checkpoint)
             return
+        if self.accelerator.is_fsdp2:
+            self._load_spread(Path(checkpoint))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
         tensors, values = load_state(checkpoint)
         since_log = tensors.pop(_SINCE_LOG, {})
         self._last_logged = whole_number(values, "last_logged")
@@ -133,6 +138,27 @@ class ResumableTrainer(Trainer):
             logger.warning("The checkpoint was made by another number of processes: the next log covers less.")
         if self.state.global_step >= self.state.max_steps:  # nothing is left to do that would load it
             self._load_rng_state(checkpoint)
+
+    def _load_spread(self, checkpoint: Path) -> None:
+        """What [`_save_spread`] wrote of optimiser and scheduler.
+
+        A parameter that has not been trained yet has no state. `torch.distributed.checkpoint`, which wrote the file,
+        would not read it then, or make up one.
+        """
+        saved = torch.load(checkpoint / OPTIMIZER_NAME_BIN, map_location="cpu", weights_only=True, mmap=True)
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        state, groups = {}, self.optimizer.state_dict()["param_groups"]
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for number, parameter in enumerate(parameters):
+            slots = saved["state"].get(names[parameter], {})
+            whole_ones = {key for key, value in slots.items() if getattr(value, "shape", None) == parameter.shape}
+            state[number] = {key: spread_like(v, parameter) if key in whole_ones else v for key, v in slots.items()}
+        for group, before in zip(groups, saved["param_groups"], strict=True):
+            group.update({key: value for key, value in before.items() if key != "params"})
+        self.optimizer.load_state_dict(
+            {"state": {number: slots for number, slots in state.items() if slots}, "param_groups": groups}
+        )
+        self.lr_scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER_NAME, weights_only=True))
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.resumable and self.state.global_step >= self.state.max_steps > 0:

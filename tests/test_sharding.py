@@ -99,7 +99,8 @@ def test_what_is_displaced_is_what_the_next_forward_sees_and_comes_back():
 def test_snapshots_of_a_spread_model_are_whole_and_fit_both():
     one, two = models()
     assert is_spread(two) and not is_spread(one)
-    two.bert.pooler.dense.weight.requires_grad_(False)
+    for model in (one, two):
+        model.bert.pooler.dense.weight.requires_grad_(False)
     two(**tiny_batch("bert")[0])
     state = changing_state(two)
     assert "bert.pooler.dense.weight" not in state and len(state) == len(one.state_dict()) - 1
