@@ -6,6 +6,7 @@ A run can be told to kill itself (SIGKILL) at its n-th event: a training step, a
 rename, a seal, a deletion. An event count comes with every report, so that a moment can be drawn at random.
 """
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -14,6 +15,7 @@ import random
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -28,7 +30,15 @@ import torch  # noqa: E402
 from tiny_models import tiny_batch, tiny_classifier  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
-from transformers import TrainerState, default_data_collator, modeling_utils  # noqa: E402
+from transformers import (  # noqa: E402
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    default_data_collator,
+    modeling_utils,
+    trainer_jit_checkpoint,
+)
 
 from hf_clidmu import checkpoints, files, resumable  # noqa: E402
 from hf_clidmu.config import CLIDMUConfig  # noqa: E402
@@ -151,8 +161,29 @@ def fill_disk(allowed: int) -> None:
     TrainerState.save_to_json = limited(TrainerState.save_to_json, 1)
 
 
-def build(job: dict) -> CLIDMUTrainer:
-    config = CLIDMUConfig(output_dir=job["output_dir"], **{**DEFAULTS, **job.get("config", {})})
+class TellToEnd(TrainerCallback):
+    """Sends this process the signal of `enable_jit_checkpoint` in the middle of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_substep_end(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class AtOnce:
+    """In place of `threading.Timer`: Trainer waits three seconds to see whether a kill follows."""
+
+    def __init__(self, wait: float, function: Callable[[], None]):
+        self.start = function
+
+
+def build(job: dict) -> Trainer:
+    settings = {**DEFAULTS, **job.get("config", {})}
+    kind = TrainingArguments if job.get("stock") else CLIDMUConfig
+    known = {field.name for field in dataclasses.fields(kind)}
+    config = kind(output_dir=job["output_dir"], **{key: value for key, value in settings.items() if key in known})
     model = tiny_classifier("bert", seed=job.get("model_seed", 0))
     if job.get("exact"):  # no randomness but that of the seed, and double precision
         model.double()
@@ -163,11 +194,16 @@ def build(job: dict) -> CLIDMUTrainer:
     if "own_weighting_of_seed" in job:
         torch.manual_seed(job["own_weighting_of_seed"] + int(os.environ.get("RANK", 0)))
         weighting = WNet()
+    train_dataset = Samples(job.get("size", 30), augment=not job.get("exact"))
+    if job.get("stock"):
+        return Trainer(model, config, default_data_collator, train_dataset)
+    callbacks = [TellToEnd(job["tell_at"])] if job.get("tell_rank") == int(os.environ.get("RANK", 0)) else []
     return CLIDMUTrainer(
         weighting=weighting,
+        callbacks=callbacks,
         model=model,
         args=config,
-        train_dataset=Samples(job.get("size", 30), augment=not job.get("exact")),
+        train_dataset=train_dataset,
         eval_dataset=Samples(12, seed=7, augment=False) if job.get("evaluate", True) else None,
         data_collator=default_data_collator,
     )
@@ -184,12 +220,16 @@ def run(job: dict) -> None:
     torch.manual_seed(0)
     trainer = build(job)
     events.install()
+    if "tell_rank" in job:
+        trainer_jit_checkpoint.threading.Timer = AtOnce
     if "disk_full_after" in job:
         fill_disk(job["disk_full_after"])
     trainer.train(resume_from_checkpoint=job.get("resume"))
-    found = {"events": events.count, **state_of(trainer)}
+    found = {"events": events.count, **(plain_state_of(trainer) if job.get("stock") else state_of(trainer))}
     if job.get("tensors"):
-        torch.save(whole_state(trainer.model), f"{job['tensors']}.{trainer.args.process_index}")
+        phi = {} if job.get("stock") or trainer.weighting is None else trainer.weighting.state_dict()
+        state = {"model": whole_state(trainer.model), "weighting": dict(phi)}
+        torch.save(state, f"{job['tensors']}.{trainer.args.process_index}")
     if job.get("save_to"):
         trainer.save_model(job["save_to"])
     Path(f"{job['report']}.{trainer.args.process_index}").write_text(json.dumps(found, sort_keys=True))
@@ -198,6 +238,20 @@ def run(job: dict) -> None:
 def state_of(trainer: CLIDMUTrainer) -> dict:
     """A digest of everything that a run is made of."""
     folder = Path(trainer.args.output_dir) / "snapshots"
+    return {
+        **plain_state_of(trainer),
+        "parts": {name: digest(part.state_dict()) for name, part in trainer.stateful_parts().items() if part},
+        "meta_steps": trainer._meta_steps,
+        "ledger": None if trainer.ledger is None else _text(str(trainer.ledger.table().to_pylist())),
+        "times_seen": None if trainer.ledger is None else trainer.ledger.table()["times_seen"].to_pylist(),
+        "history": trainer.snapshots.save_kept_state(),
+        "snapshot_files": {path.name: _text(path.read_bytes()) for path in sorted(folder.glob("*"))},
+        "best": [trainer.state.best_global_step, repr(trainer.state.best_metric)],
+    }
+
+
+def plain_state_of(trainer: Trainer) -> dict:
+    """What any Trainer's run is made of."""
     numpy_state = np.random.get_state()
     return {
         "model": digest(whole_state(trainer.model)),
@@ -208,15 +262,8 @@ def state_of(trainer: CLIDMUTrainer) -> dict:
             "python": _text(repr(random.getstate())),
             "numpy": _text(repr((numpy_state[1].tolist(), numpy_state[2:]))),
         },
-        "parts": {name: digest(part.state_dict()) for name, part in trainer.stateful_parts().items() if part},
-        "meta_steps": trainer._meta_steps,
-        "ledger": None if trainer.ledger is None else _text(str(trainer.ledger.table().to_pylist())),
-        "times_seen": None if trainer.ledger is None else trainer.ledger.table()["times_seen"].to_pylist(),
-        "history": trainer.snapshots.save_kept_state(),
-        "snapshot_files": {path.name: _text(path.read_bytes()) for path in sorted(folder.glob("*"))},
         "log": [{key: repr(value) for key, value in e.items() if not _timed(key)} for e in trainer.state.log_history],
         "step": trainer.state.global_step,
-        "best": [trainer.state.best_global_step, repr(trainer.state.best_metric)],
     }
 
 
