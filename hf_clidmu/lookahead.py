@@ -173,7 +173,7 @@ class LookAhead:
             loss_gradient_BC = loss_gradient_BC.to(output.logits_BC.dtype)
             # The real backward goes through the same graph.
             gradients = held.gradients(theta, output.logits_BC, loss_gradient_BC, retain_graph=True)
-        diagonal = self._diagonal(theta, gradients, optimizer, share)
+        diagonal = self._diagonal(theta, gradients, optimizer)
         step = step_size if self.lookahead else 0.0
         ahead = _moved(held.values(theta), _scaled(diagonal, gradients), -step)
         del gradients  # as large as the model, and the meta forward needs room
@@ -328,7 +328,7 @@ class LookAhead:
         theta: Sequence[nn.Parameter],
         gradients: Sequence[Tensor],
         optimizer: torch.optim.Optimizer | None,
-        read: Callable[[Tensor], Tensor],
+        read: Callable[[Tensor], Tensor] = share,
     ) -> list[Tensor] | None:
         """D, one entry per parameter: what the main optimiser multiplies a gradient with, momentum aside.
 
