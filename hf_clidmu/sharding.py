@@ -34,12 +34,12 @@ def spread(module: nn.Module) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor of which every process holds a share; any other tensor is whole."""
-    return tensor.full_tensor() if _is_shared(tensor) else tensor  # type: ignore[operator]
+    return tensor.full_tensor() if _is_shared(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def share(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, not a copy of it; all of one that is whole."""
-    return tensor.detach().to_local() if _is_shared(tensor) else tensor  # type: ignore[operator]
+    return tensor.detach().to_local() if _is_shared(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def spread_like(tensor: Tensor, like: Any) -> Tensor:
