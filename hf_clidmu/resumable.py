@@ -46,7 +46,7 @@ class SaveWhenTold(TrainerCallback):
         processes: those that train together.
     """
 
-    def __init__(self, listener: JITCheckpointCallback, processes: Processes):
+    def __init__(self, listener: Any, processes: Processes):
         self.listener = listener
         self.processes = processes
 
@@ -68,6 +68,8 @@ class ResumableTrainer(Trainer):
 
     resumable = False
     model: Any
+    optimizer: Any
+    lr_scheduler: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
