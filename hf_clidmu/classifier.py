@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_clidmu.sharding import whole
+
 
 # Where classifiers of transformers keep their last layer, most specific first. An index may follow (`classifier.1`).
 _KNOWN_NAMES = ("classifier.out_proj", "classifier", "score", "logits_proj", "head.fc", "head", "fc")
@@ -100,13 +102,13 @@ class ClassifierTap:
 
     @property
     def weight_CD(self) -> Tensor:
-        """The last layer's weight as a matrix, (C, D)."""
-        return self.head.weight.flatten(1)
+        """The last layer's weight as a matrix, (C, D), gathered where it is spread over processes."""
+        return whole(self.head.weight).flatten(1)
 
     @property
     def bias_C(self) -> Tensor | None:
-        """The last layer's bias, (C,), or None where it has none."""
-        return self.head.bias
+        """The last layer's bias, (C,), or None where it has none; gathered where it is spread over processes."""
+        return None if self.head.bias is None else whole(self.head.bias)
 
     def forward(
         self, model: nn.Module, inputs: Mapping[str, Tensor], remember_random_state: bool = False

@@ -322,14 +322,11 @@ def _one_of(name: str, value: str, known: object) -> None:
         raise ValueError(f"unknown {name} '{value}'; known: {', '.join(known)}")  # type: ignore[arg-type]
 
 
-def refuse_unsupported(
-    config: CLIDMUConfig, *, engine: str | None, reweights: bool, streams: bool, uneven: bool = False
-) -> None:
+def refuse_unsupported(config: CLIDMUConfig, *, reweights: bool, streams: bool, uneven: bool = False) -> None:
     """Refuse launches and data that a run of these settings cannot have.
 
     Args:
         config: the settings.
-        engine: what shards the model: FSDP, DeepSpeed or None.
         reweights: whether there is a weighting.
         streams: whether the training data is a stream.
         uneven: whether processes may get batches of different sizes.
@@ -344,8 +341,6 @@ def refuse_unsupported(
         )
     if not reweights:
         return
-    if engine is not None:
-        raise ValueError(f"{engine} is not supported yet: use DDP (accelerate launch --multi_gpu), or weighting='none'")
     if uneven:
         raise ValueError(
             "even_batches=False gives processes batches of different sizes, which cannot be gathered: leave it out of "

@@ -8,7 +8,7 @@ Underperform Out-of-Distribution", ICLR 2022).
 This room knows parameters, modules and schedules; the trainer tells it which of them lie below the head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import TrainerCallback
 
 from hf_clidmu.precompute import frozen_modules
+from hf_clidmu.sharding import spread
 
 
 class HeadFirst(TrainerCallback):
@@ -35,7 +36,7 @@ class HeadFirst(TrainerCallback):
         self.steps = 0
         self.still: list[nn.Module] = []
         self._model: nn.Module | None = None
-        self._below: list[nn.Parameter] = []
+        self._below: set[str] = set()
         self._held: list[nn.Parameter] = []
 
     @staticmethod
@@ -56,19 +57,21 @@ class HeadFirst(TrainerCallback):
             ValueError: when nothing that trains lies below the head, or nothing else trains.
         """
         self.release()
-        self._below, trained = _trained_below(model, below)
-        if steps and not 0 < len(self._below) < trained:
+        waiting, trained = _trained_below(model, below)
+        if steps and not 0 < len(waiting) < trained:
             raise ValueError(
                 f"head_steps={steps} trains the head first, but of {trained} trainable parameters "
-                f"{len(self._below)} lie below it; set head_steps=0"
+                f"{len(waiting)} lie below it; set head_steps=0"
             )
-        self._model, self.steps = model, steps
+        # By name: an engine that spreads parameters over processes puts others in their places.
+        self._model, self._below, self.steps = model, set(below), steps
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
         if state.global_step >= self.steps or self._held:
             return
         assert self._model is not None
-        self._held = [parameter for parameter in self._below if parameter.requires_grad]
+        spread(self._model)  # an evaluation may have left whole parameters, which are not those that train
+        self._held, _ = _trained_below(self._model, self._below)
         for parameter in self._held:
             parameter.requires_grad_(False)
         self.still = frozen_modules(self._model)
@@ -115,7 +118,7 @@ class HeadFirst(TrainerCallback):
         return LambdaLR(optimizer, factors)
 
 
-def _trained_below(model: nn.Module, below: Sequence[str]) -> tuple[list[nn.Parameter], int]:
+def _trained_below(model: nn.Module, below: Iterable[str]) -> tuple[list[nn.Parameter], int]:
     """The trainable parameters among the named ones, and how many there are in all."""
     names = set(below)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

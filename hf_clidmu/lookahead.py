@@ -12,7 +12,7 @@ Shape suffixes: B training batch, M meta batch, C classes, D features.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_clidmu.classifier import ClassifierOutput, ClassifierTap, forked_random_state, model_logits
 from hf_clidmu.objectives import Objective
+from hf_clidmu.sharding import Shares, share, whole
 
 
 TANGENTS = ("auto", "closed_form", "finite_difference", "forward")
@@ -92,6 +93,7 @@ class LookAhead:
         average: averages a list of tensors over processes; None for a single process.
         gather: rows of all processes, with gradient, for an objective over the meta samples of all of them; None lets
             each process judge its own.
+        shares: the parameters of a model that is spread over processes; None where each process has all of them.
 
     Raises:
         ValueError: for names that are not known, or `closed_form` outside the head.
@@ -108,6 +110,7 @@ class LookAhead:
     central: bool = False
     average: Average | None = None
     gather: Callable[[Tensor], Tensor] | None = None
+    shares: Shares | None = None
     _checked_linear: bool = field(default=False, init=False)
     _chooses_tangent: bool = field(default=False, init=False)
 
@@ -133,9 +136,10 @@ class LookAhead:
         Raises:
             ValueError: when the scope matches no trainable parameter.
         """
-        trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        named = module.named_parameters() if self.shares is None else self.shares.named.items()
+        trainable = {name: parameter for name, parameter in named if parameter.requires_grad}
         if self.scope == "head":
-            head = {id(parameter) for parameter in self._head_parameters()}
+            head = {id(parameter) for parameter in self._head_parameters() if parameter is not None}
             chosen = {name: parameter for name, parameter in trainable.items() if id(parameter) in head}
         elif self.scope == "all":
             chosen = trainable
@@ -159,8 +163,9 @@ class LookAhead:
                 rounding of parameters in half precision.
         """
         parameters = self.parameters(module)
-        if self._chooses_tangent and self._precision(module) in _HALF:
-            self.tangent = "forward"
+        if self._chooses_tangent:  # shares of parameters are no dual numbers
+            coarse = self._precision(module) in _HALF and self.shares is None
+            self.tangent = "forward" if coarse else "finite_difference"
         half = [name for name, parameter in parameters.items() if parameter.dtype in _HALF]
         if half and self.tangent == "finite_difference":
             raise ValueError(
@@ -199,25 +204,26 @@ class LookAhead:
 
         parameters = self.settle(module)
         theta = list(parameters.values())
+        held = self.shares or Wholes(self.average)
         precision = self._precision(module)
         with private_buffers(module):  # activation checkpointing runs the forward again here
             # The real backward goes through the same graph.
-            gradients = _pulled_back(output.logits_BC, loss_gradient_BC, theta, precision, keep_graph=True)
-        gradients = self._averaged(gradients)
+            gradients = self._pulled_back(held, output.logits_BC, loss_gradient_BC, theta, precision, keep_graph=True)
+        diagonal = self._diagonal(theta, gradients, optimizer)
         diagonal = self._diagonal(theta, gradients, optimizer)
         step = step_size if self.lookahead else 0.0
-        ahead = _moved(theta, _scaled(diagonal, gradients), -step)
+        ahead = _moved(held.values(theta), _scaled(diagonal, gradients), -step)
         del gradients  # as large as the model, and the meta forward needs room
-        meta_loss, directions = self._judge(module, theta, ahead, meta, precision)
+        meta_loss, directions = self._judge(module, held, theta, ahead, meta, precision)
         del ahead
-        directions = _scaled(diagonal, self._averaged(directions))
+        directions = _scaled(diagonal, directions)
         if self.tangent == "forward":
             length = _length(directions) if precision in _HALF else None
             tangent_BC = self._forward_mode(
                 module, inputs, output, dict(zip(parameters, directions, strict=True)), length
             )
         else:
-            tangent_BC = self._finite_difference(module, inputs, output, theta, directions, precision)
+            tangent_BC = self._finite_difference(module, held, inputs, output, theta, directions, precision)
         return Judgement(meta_loss, tangent_BC)
 
     def _head_in_closed_form(
@@ -242,20 +248,20 @@ class LookAhead:
 
         with torch.enable_grad(), torch.autocast(device_type=output.logits_BC.device.type, enabled=False):
             features_BD, gradient_BC = output.features_BD, loss_gradient_BC.to(output.features_BD.dtype)
-            theta = self._head_parameters()
-            weight_CD = self.tap.weight_CD.detach().to(features_BD.dtype)
-            bias_C = None if self.tap.bias_C is None else self.tap.bias_C.detach().to(features_BD.dtype)
-            moves_weight = self.tap.weight_CD.requires_grad
-            moves_bias = self.tap.bias_C is not None and self.tap.bias_C.requires_grad
+            weight, bias = self._head_parameters()
+            weight_CD = whole(weight.detach()).flatten(1).to(features_BD.dtype)
+            bias_C = None if bias is None else whole(bias.detach()).to(features_BD.dtype)
+            moves_weight, moves_bias = weight.requires_grad, bias is not None and bias.requires_grad
+            theta = [p for p in (weight, bias) if p is not None and p.requires_grad]
+            here = [p for p, moves in ((weight_CD, moves_weight), (bias_C, moves_bias)) if p is not None and moves]
             gradients = [gradient_BC.T @ features_BD] if moves_weight else []
             gradients += [gradient_BC.sum(dim=0)] if moves_bias else []
             gradients = self._averaged(gradients)
             shaped = [g.reshape(p.shape) for g, p in zip(gradients, theta, strict=True)]
-            diagonal = self._diagonal(theta, shaped, optimizer)
+            diagonal = self._diagonal(theta, shaped, optimizer, whole)
             if diagonal is not None:
                 diagonal = [d.reshape(g.shape) for d, g in zip(diagonal, gradients, strict=True)]
             step = step_size if self.lookahead else 0.0
-            here = [p.detach().to(g.dtype).reshape(g.shape) for p, g in zip(theta, gradients, strict=True)]
             ahead = [tensor.requires_grad_() for tensor in _moved(here, _scaled(diagonal, gradients), -step)]
             weight_CD = ahead[0] if moves_weight else weight_CD
             bias_C = ahead[-1] if moves_bias else bias_C
@@ -269,8 +275,12 @@ class LookAhead:
             )
         return Judgement(meta_loss.detach(), tangent_BC)
 
-    def _head_parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.tap.head.parameters() if parameter.requires_grad]
+    def _head_parameters(self) -> tuple[nn.Parameter, nn.Parameter | None]:
+        """Weight and bias of the last layer."""
+        if self.shares is None:
+            return self.tap.head.weight, self.tap.head.bias
+        named, prefix = self.shares.named, self.tap.head_name
+        return named[f"{prefix}.weight"], named.get(f"{prefix}.bias")
 
     def _objective(self, features_MD: Tensor, logits_MC: Tensor, labels_M: Tensor | None) -> Tensor:
         if self.gather is not None:
@@ -281,29 +291,31 @@ class LookAhead:
     def _judge(
         self,
         module: nn.Module,
+        held: "Wholes | Shares",
         theta: Sequence[nn.Parameter],
         ahead: Sequence[Tensor],
         meta: MetaBatch,
         precision: torch.dtype,
     ) -> tuple[Tensor, list[Tensor]]:
-        """The objective at theta+ and its gradient there."""
+        """The objective at theta+ and its gradient there, averaged over processes."""
         if meta.inputs is None:
             raise ValueError(
                 "meta_source='batch' judges the features of the running batch and needs scope='head' with "
                 f"tangent='closed_form', not scope='{self.scope}' with tangent='{self.tangent}'"
             )
-        with displaced(theta, ahead), without_side_effects(module, meta.seed), torch.enable_grad():
+        with held.displaced(theta, ahead), without_side_effects(module, meta.seed), torch.enable_grad():
             judged = self.tap.forward(module, meta.inputs)
             features_MD = judged.features_BD if meta.judge_features_MD is None else meta.judge_features_MD
             meta_loss = self._objective(features_MD, judged.logits_BC, meta.labels_M)
             (gradient_MC,) = torch.autograd.grad(meta_loss, judged.logits_BC)
             # Inside the context: activation checkpointing runs the forward again here, and must find theta+.
-            gradients = _pulled_back(judged.logits_BC, gradient_MC, theta, precision)
+            gradients = self._pulled_back(held, judged.logits_BC, gradient_MC, theta, precision)
         return meta_loss.detach(), gradients
 
     def _finite_difference(
         self,
         module: nn.Module,
+        held: "Wholes | Shares",
         inputs: Mapping[str, Tensor],
         output: ClassifierOutput,
         theta: Sequence[nn.Parameter],
@@ -316,14 +328,11 @@ class LookAhead:
         """
         central = self.central or precision in _HALF
         radius = PERTURBATION_RADIUS.get(precision, 5e-2) if self.radius is None else self.radius
-        epsilon = radius / _length(directions)
+        epsilon = radius / held.length(theta, directions).clamp(min=_TINY)
 
         def logits_at(distance: Tensor) -> Tensor:
-            with (
-                torch.no_grad(),
-                displaced(theta, _moved(theta, directions, distance)),
-                self._repeating(module, output),
-            ):
+            there = _moved(held.values(theta), directions, distance)
+            with torch.no_grad(), held.displaced(theta, there), self._repeating(module, output):
                 return self.tap.forward(module, inputs).logits_BC
 
         ahead_BC = logits_at(epsilon)
@@ -390,6 +399,28 @@ class LookAhead:
             found.add(torch.bfloat16)
         return max(found, key=lambda dtype: torch.finfo(dtype).eps)
 
+    def _pulled_back(
+        self,
+        held: "Wholes | Shares",
+        logits_BC: Tensor,
+        gradient_BC: Tensor,
+        theta: Sequence[nn.Parameter],
+        precision: torch.dtype,
+        keep_graph: bool = False,
+    ) -> list[Tensor]:
+        """What a gradient in the logits means for the parameters, `J_theta z^T g`, averaged over processes.
+
+        In float16 small gradients vanish, and the scaler that prevents it belongs to the real backward: the gradient
+        goes through the network at a length of its own, and comes out without it.
+        """
+        gradient_BC = gradient_BC.to(logits_BC.dtype)
+        if precision != torch.float16:
+            return held.gradients(theta, logits_BC, gradient_BC, keep_graph)
+        (length,) = self._averaged([_length([gradient_BC])])  # one for all processes, whose gradients are averaged
+        scale = _LENGTH_IN_FLOAT16 / length
+        scaled = held.gradients(theta, logits_BC, gradient_BC * scale, keep_graph)
+        return [gradient.float() / scale for gradient in scaled]
+
     def _averaged(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors) if self.average is None else self.average(list(tensors))
 
@@ -398,10 +429,11 @@ class LookAhead:
         theta: Sequence[nn.Parameter],
         gradients: Sequence[Tensor],
         optimizer: torch.optim.Optimizer | None,
+        read: Callable[[Tensor], Tensor] = share,
     ) -> list[Tensor] | None:
         """D, one entry per parameter: what the main optimiser multiplies a gradient with, momentum aside.
 
-        None is the identity.
+        None is the identity. `read` gives of a moment what the gradient is of its parameter: all, or a share.
         """
         if self.preconditioner == "none":
             return None
@@ -416,41 +448,57 @@ class LookAhead:
                 raise ValueError("preconditioner='adam' needs an optimiser of Adam's family; use preconditioner='none'")
             moments = state.get(parameter, {})
             if "exp_avg_sq" in moments:
-                second = moments["exp_avg_sq"] / (1 - group["betas"][1] ** float(moments["step"]))
+                second = read(moments["exp_avg_sq"]) / (1 - group["betas"][1] ** float(moments["step"]))
             else:  # before the first step: Adam's own estimate after it would be this gradient's square
                 second = gradient.detach() ** 2
             diagonal.append(1 / (second.to(gradient.dtype).sqrt() + group["eps"]))
         return diagonal
 
 
-def _pulled_back(
-    logits_BC: Tensor,
-    gradient_BC: Tensor,
-    theta: Sequence[nn.Parameter],
-    precision: torch.dtype,
-    keep_graph: bool = False,
-) -> list[Tensor]:
-    """What a gradient in the logits means for the parameters, `J_theta z^T g`.
-
-    In float16 small gradients vanish, and the scaler that prevents it belongs to the real backward: the gradient goes
-    through the network at a length of its own, and comes out without it.
-    """
-    gradient_BC = gradient_BC.to(logits_BC.dtype)
-    scale = _LENGTH_IN_FLOAT16 / _length([gradient_BC]) if precision == torch.float16 else None
-    gradients = torch.autograd.grad(
-        logits_BC,
-        theta,
-        gradient_BC if scale is None else gradient_BC * scale,
-        retain_graph=keep_graph,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    return list(gradients) if scale is None else [gradient.float() / scale for gradient in gradients]
-
-
 def _length(tensors: Sequence[Tensor]) -> Tensor:
     """The Euclidean length of all of them together, and not zero."""
     return torch.nn.utils.get_total_norm([tensor.float() for tensor in tensors]).clamp(min=_TINY)
+
+
+@dataclass(frozen=True)
+class Wholes:
+    """The parameters of a model that every process has all of, for a look-ahead (see [`Shares`]).
+
+    Args:
+        average: averages a list of tensors over processes; None for a single process.
+    """
+
+    average: Average | None = None
+
+    def values(self, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor]:
+        """The parameters."""
+        return parameters
+
+    def gradients(
+        self,
+        parameters: Sequence[nn.Parameter],
+        output: Tensor,
+        output_gradient: Tensor | None = None,
+        retain_graph: bool = False,
+    ) -> list[Tensor]:
+        """The gradient of each parameter, averaged over processes; `.grad` is left alone."""
+        gradients = torch.autograd.grad(
+            output,
+            parameters,
+            output_gradient,
+            retain_graph=retain_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return list(gradients) if self.average is None else self.average(list(gradients))
+
+    def length(self, parameters: Sequence[nn.Parameter], tensors: Sequence[Tensor]) -> Tensor:
+        """Euclidean length of all tensors together, (); float32."""
+        return torch.nn.utils.get_total_norm([tensor.float() for tensor in tensors])
+
+    def displaced(self, parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """See [`displaced`]."""
+        return displaced(parameters, values)
 
 
 def _scaled(diagonal: Sequence[Tensor] | None, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -13,13 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import save_fsdp_model, save_fsdp_optimizer
 from torch import Tensor
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME_BIN, SCHEDULER_NAME
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 from hf_clidmu.checkpoints import choose, discard, rotate, seal, unseal
 from hf_clidmu.files import disk_refused
 from hf_clidmu.meters import Meters
 from hf_clidmu.processes import Processes
+from hf_clidmu.sharding import spread_like
 from hf_clidmu.state import FOLDER, load_state, save_state, whole_number
 
 
@@ -27,6 +32,32 @@ logger = logging.getLogger(__name__)
 
 _SINCE_LOG = "since_log"
 _LOSS = "training_loss"
+
+
+class SaveWhenTold(TrainerCallback):
+    """The checkpoint of a run that is told to end (SIGTERM, `enable_jit_checkpoint`), as part of its last step.
+
+    Trainer's own callback may save within a step, when the weighting has moved and the model has not, or before the
+    evaluation that is due; and each process would stop at a moment of its own, while others wait for it. Here a
+    signal to any process ends all of them after the same step, with the checkpoint that `save_strategy` would write.
+
+    Args:
+        listener: Trainer's callback, which listens for the signal.
+        processes: those that train together.
+    """
+
+    def __init__(self, listener: Any, processes: Processes):
+        self.listener = listener
+        self.processes = processes
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
+        manager = self.listener.jit_manager
+        goes_on = torch.tensor(manager is None or not manager.is_checkpoint_requested, device=args.device)
+        if not bool(self.processes.everywhere(goes_on)):
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
+        self.listener.on_train_end(args, state, control, **kwargs)
 
 
 class ResumableTrainer(Trainer):
@@ -37,6 +68,8 @@ class ResumableTrainer(Trainer):
 
     resumable = False
     model: Any
+    optimizer: Any
+    lr_scheduler: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -73,6 +106,8 @@ class ResumableTrainer(Trainer):
             ValueError: when there is no whole checkpoint to continue from.
         """
         self._since_log = None
+        if self.resumable and (listener := self.pop_callback(JITCheckpointCallback)) is not None:
+            self.add_callback(SaveWhenTold(listener, self.processes))
         if self.resumable and resume_from_checkpoint:
             asked, output_dir = resume_from_checkpoint, str(self.args.output_dir)
             resume_from_checkpoint, passed_over = self.processes.from_first(lambda: choose(asked, output_dir))
@@ -85,9 +120,13 @@ class ResumableTrainer(Trainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not self.resumable:
+            super()._load_optimizer_and_scheduler(checkpoint)
             return
+        if self.accelerator.is_fsdp2:
+            self._load_spread(Path(checkpoint))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
         tensors, values = load_state(checkpoint)
         since_log = tensors.pop(_SINCE_LOG, {})
         self._last_logged = whole_number(values, "last_logged")
@@ -101,6 +140,27 @@ class ResumableTrainer(Trainer):
             logger.warning("The checkpoint was made by another number of processes: the next log covers less.")
         if self.state.global_step >= self.state.max_steps:  # nothing is left to do that would load it
             self._load_rng_state(checkpoint)
+
+    def _load_spread(self, checkpoint: Path) -> None:
+        """What [`_save_spread`] wrote of optimiser and scheduler.
+
+        A parameter that has not been trained yet has no state. `torch.distributed.checkpoint`, which wrote the file,
+        would not read it then, or make up one.
+        """
+        saved = torch.load(checkpoint / OPTIMIZER_NAME_BIN, map_location="cpu", weights_only=True, mmap=True)
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        state, groups = {}, self.optimizer.state_dict()["param_groups"]
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for number, parameter in enumerate(parameters):
+            slots = saved["state"].get(names[parameter], {})
+            whole_ones = {key for key, value in slots.items() if getattr(value, "shape", None) == parameter.shape}
+            state[number] = {key: spread_like(v, parameter) if key in whole_ones else v for key, v in slots.items()}
+        for group, before in zip(groups, saved["param_groups"], strict=True):
+            group.update({key: value for key, value in before.items() if key != "params"})
+        self.optimizer.load_state_dict(
+            {"state": {number: slots for number, slots in state.items() if slots}, "param_groups": groups}
+        )
+        self.lr_scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER_NAME, weights_only=True))
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.resumable and self.state.global_step >= self.state.max_steps > 0:
@@ -183,14 +243,32 @@ class ResumableTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.resumable and self.accelerator.is_fsdp2:
+            self._save_spread(output_dir)
+        else:
+            with self._noting_refusal():
+                super()._save_optimizer_and_scheduler(output_dir)
         with self._noting_refusal():
-            super()._save_optimizer_and_scheduler(output_dir)
             if self.resumable and self.args.should_save:
                 tensors: dict[str, Mapping[str, Tensor]] = {_SINCE_LOG: self._log_state}
                 for name, part in self.stateful_parts().items():
                     tensors[name] = {} if part is None else part.state_dict()
                 values = self.save_values(Path(output_dir) / FOLDER)
                 save_state(output_dir, tensors, {**values, "last_logged": self._globalstep_last_logged})
+
+    def _save_spread(self, output_dir: str) -> None:
+        """What Trainer writes of a model that is spread over processes (FSDP2), file by file.
+
+        For each file all processes gather: one that the disk does not take must not keep its writer from the next.
+        """
+        plugin = self.accelerator.state.fsdp_plugin
+        with self._noting_refusal():
+            save_fsdp_model(plugin, self.accelerator, self.model, output_dir, adapter_only=True)
+        with self._noting_refusal():
+            save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        with self._noting_refusal():
+            if self.args.should_save:
+                torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _save_scaler(self, output_dir: str) -> None:
         with self._noting_refusal():

@@ -25,6 +25,7 @@ from hf_clidmu.files import (
     write_json,
     write_tensors,
 )
+from hf_clidmu.sharding import spread_like, whole
 
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class Snapshots:
         ranked = self.ranked()
         if snapshot in ranked[: self.top_k]:
             name = f"step-{step}.safetensors"
-            snapshot.file = name if self.share(self._write(name, changing_state(model))) else None
+            snapshot.file = name if self.share(self._write(name, changing_state(model, self.writes))) else None
         for dropped in self.kept[self.top_k :]:
             dropped.file = None
         self._remove_others()
@@ -233,14 +234,21 @@ def selection_score(metrics: Mapping[str, float], metric: str | None, greater_is
     return -metrics[name] if greater_is_better else metrics[name]
 
 
-def changing_state(model: nn.Module) -> dict[str, Tensor]:
-    """Everything that training can change: trainable parameters and buffers, copied to the CPU."""
+def changing_state(model: nn.Module, keeps: bool = True) -> dict[str, Tensor]:
+    """Everything that training can change: trainable parameters and buffers, copied to the CPU.
+
+    Args:
+        model: the bare model. Of one that is spread over processes all must ask at once; tensors are gathered singly.
+        keeps: whether this process needs the state; otherwise it only takes part in gathering, and gets nothing.
+    """
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
-        if name not in frozen
-    }
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name not in frozen:
+            gathered = whole(tensor.detach())
+            if keeps:
+                state[name] = gathered.cpu().clone(memory_format=torch.contiguous_format)
+    return state
 
 
 def load_changing_state(model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -249,7 +257,9 @@ def load_changing_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     Raises:
         ValueError: when the state belongs to another model.
     """
+    own = model.state_dict()
     try:
+        state = {name: spread_like(tensor, own.get(name)) for name, tensor in state.items()}
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # a shape that differs
         raise ValueError(f"the snapshot does not fit the model: {' '.join(str(error).split())}") from error

@@ -29,6 +29,7 @@ from hf_clidmu.batches import (
 from hf_clidmu.classifier import ClassifierTap, forked_random_state, model_logits
 from hf_clidmu.config import HEAD_LEARNING_RATE, CLIDMUConfig, refuse_unsupported
 from hf_clidmu.encodings import Encodings
+from hf_clidmu.engines import refuse_engine
 from hf_clidmu.guard import Guard
 from hf_clidmu.head_first import HeadFirst
 from hf_clidmu.judge import Judge
@@ -45,6 +46,7 @@ from hf_clidmu.precompute import (
     frozen_modules,
 )
 from hf_clidmu.selecting import SNAPSHOT_FOLDER, SelectingTrainer
+from hf_clidmu.sharding import Shares, is_spread
 from hf_clidmu.snapshots import Snapshots
 from hf_clidmu.state import OptimizerState, whole_number
 from hf_clidmu.warmup import FEWEST_EVALUATIONS, WarmUp
@@ -125,9 +127,13 @@ class CLIDMUTrainer(SelectingTrainer):
             return
 
         self.resumable = True
+        refuse_engine(
+            self.accelerator,
+            loaded_spread=getattr(self.model, "is_distributed_loading_by_transformers", False),
+            forward_mode=self.reweights and self.config.tangent == "forward",
+        )
         refuse_unsupported(
             self.config,
-            engine="FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else None,
             reweights=self.reweights,
             streams=is_stream(train_dataset),
             uneven=self.processes.several and not self.accelerator.even_batches,
@@ -318,6 +324,8 @@ class CLIDMUTrainer(SelectingTrainer):
     def _prepare_run(self) -> None:
         """Everything that is computed once, before the first step, from the model as it then is."""
         self._prepared = True
+        if self.is_fsdp_enabled and not is_spread(self.model):
+            self.model.to(self.args.device)  # Trainer leaves it where it is until it is spread; here it computes before
         self.tap = ClassifierTap(self.model, self.config.classifier_module)  # model_init may have made a new one
         self._frozen_modules = frozen_modules(self.model) if self.config.freeze else []
         dataset = self.train_dataset
@@ -343,8 +351,8 @@ class CLIDMUTrainer(SelectingTrainer):
             self._prepare_meta_batches(dataset)
 
     def _find_backbone(self, dataset: IndexedDataset) -> FrozenBackbone | None:
-        if not (self.config.freeze and self.config.cache_frozen):
-            return None
+        if not (self.config.freeze and self.config.cache_frozen) or self.is_fsdp_enabled:
+            return None  # FSDP2 spreads the frozen part, and what replaces it would not be gathered
         probe = self.data_collator([dataset[row] for row in range(min(2, len(dataset)))])
         backbone = FrozenBackbone.find(self.model, self.tap, model_inputs(probe, self.args.device))
         if backbone is not None:
@@ -460,7 +468,12 @@ class CLIDMUTrainer(SelectingTrainer):
             below = backbone_names(self.model, self.tap)
             by_default = self.reweights and self._is_pretrained() and self._head_first.applies(self.model, below)
             self._head_first.bind(self.model, below, self.config.steps_of_head(steps, by_default))
-        return super()._prepare_for_training(*args, **kwargs)
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.reweights and is_spread(self._module):
+            self.lookahead.shares = Shares(self._module)
+            # A look-ahead's backward must not find gradients of earlier micro-batches that were not averaged yet.
+            self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
+        return prepared
 
     def _waits_for_clid(self) -> bool:
         """Whether the length of the warm-up is found by CLID of samples that the model does not train on."""

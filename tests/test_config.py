@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
-from hf_clidmu.config import CLIDMUConfig, refuse_unsupported
+from hf_clidmu.config import CLIDMUConfig
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -145,12 +145,3 @@ def test_help_of_the_recipe_names_every_argument():
         "model",
         "dry_run",
     }
-
-
-@pytest.mark.parametrize("engine", ["FSDP", "DeepSpeed"])
-def test_sharded_engines_are_refused_until_they_are_supported(engine):
-    config = CLIDMUConfig("x", use_cpu=True)
-    with pytest.raises(ValueError, match=f"{engine} is not supported yet"):
-        refuse_unsupported(config, engine=engine, reweights=True, streams=False)
-    refuse_unsupported(config, engine=engine, reweights=False, streams=True)  # a plain Trainer takes both
-    refuse_unsupported(config, engine=None, reweights=True, streams=False)

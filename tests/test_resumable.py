@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
 import re
+import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -287,6 +290,28 @@ def test_plain_arguments_mean_a_plain_trainer_in_saving_as_well(config, tmp_path
     args = settings(tmp_path / "b", TrainingArguments, **common)
     run = CLIDMUTrainer(tiny_classifier("bert", 5), args, default_data_collator, Samples("bert"))
     run.train(resume_from_checkpoint=True)  # Trainer's own rules
+
+
+@pytest.mark.parametrize("moment", ["on_substep_end", "on_pre_optimizer_step", "on_step_end"])
+def test_a_run_that_is_told_to_end_saves_and_goes_on_bitwise(moment, tmp_path, monkeypatch):
+    """SIGTERM with `enable_jit_checkpoint`: the checkpoint comes after the step and the evaluation that are due."""
+    monkeypatch.setattr(
+        "transformers.trainer_jit_checkpoint.threading.Timer", lambda wait, function: SimpleNamespace(start=function)
+    )
+
+    def tell(self, args, state, control, **kwargs):
+        if state.global_step == (4 if moment == "on_step_end" else 3):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    common = {"max_steps": 7, "eval_steps": 2, "gradient_accumulation_steps": 2, "enable_jit_checkpoint": True}
+    handler = signal.getsignal(signal.SIGTERM)
+    whole = train("bert", tmp_path / "a", **common)
+    told = train("bert", tmp_path / "b", callbacks=[type("Tell", (TrainerCallback,), {moment: tell})()], **common)
+    assert told.state.global_step == 4 and steps(tmp_path / "b") == [4]
+    assert flaw(checkpoints(tmp_path / "b")[0]) is None
+    assert [snapshot.step for snapshot in told.snapshots.history] == [2, 4]
+    assert_same_run(again(tmp_path / "b", **{**common, "save_strategy": "no"}), whole)
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_a_batch_size_that_is_found_starts_from_nothing(tmp_path):

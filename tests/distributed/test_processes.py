@@ -7,6 +7,7 @@ import process_checks
 import pytest
 import torch
 
+from hf_clidmu.checkpoints import checkpoints
 from hf_clidmu.weighting import available_weightings
 
 
@@ -32,8 +33,10 @@ def _is_check(value):
     return callable(value) and getattr(value, "__module__", "") == "process_checks" and value.__name__ not in HELPERS
 
 
-def trained(launch, tmp_path, name, processes, size=80, **changes):
+def trained(launch, tmp_path, name, processes, size=80, job=None, **changes):
+    """A run's parameters, and what its processes report; the state of its weighting is among the first report."""
     job = {
+        **(job or {}),
         "output_dir": tmp_path / name,
         "report": tmp_path / f"{name}.json",
         "tensors": tmp_path / f"{name}.pt",
@@ -46,7 +49,8 @@ def trained(launch, tmp_path, name, processes, size=80, **changes):
     log = "\n".join(Path(f"{job['report']}.{rank}.log").read_text()[-3000:] for rank in range(processes))
     assert codes == [0] * processes, log
     reports = [json.loads(Path(f"{job['report']}.{rank}").read_text()) for rank in range(processes)]
-    return torch.load(job["tensors"], weights_only=True), reports
+    tensors = torch.load(f"{job['tensors']}.0", weights_only=True)
+    return tensors["model"], [{**report, "phi": tensors["weighting"]} for report in reports]
 
 
 def relative_difference(state, expected):
@@ -78,6 +82,35 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(weighting, meta_sou
         values = [[float(entry[key]) for entry in r["log"] if key in entry] for r in (report, *reports)]
         assert values[1:] == [pytest.approx(values[0], rel=1e-6)] * 2 or values[2] == []
     assert reports[0]["parts"] == reports[1]["parts"]  # weighting, its optimiser, ledger and counts are the same
+
+
+@pytest.mark.slow
+def test_without_a_weighting_two_processes_are_those_of_trainer_bit_for_bit(launch, tmp_path):
+    # Trainer multiplies the loss by the number of processes for models that take `num_items_in_batch`; BERT takes it
+    # and divides by the number of its own samples instead. That is so here, too: a baseline is Trainer's.
+    changes = {"weighting": "none", "gradient_accumulation_steps": 2, "optim": "adamw_torch", "max_grad_norm": 1.0}
+    changes |= {"per_device_train_batch_size": 4, "logging_steps": 1}
+    ours, reports = trained(launch, tmp_path, "ours", 2, **changes)
+    stock, expected = trained(launch, tmp_path, "stock", 2, job={"stock": True}, **changes)
+    assert all(torch.equal(value, stock[name]) for name, value in ours.items())
+    for report, other in zip(reports, expected, strict=True):
+        for part in ("model", "optimizer", "scheduler", "rng", "log", "step"):
+            assert report[part] == other[part], part
+    assert reports[0]["times_seen"] == reports[1]["times_seen"] and sum(reports[0]["times_seen"]) == 160
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_both_after_the_same_step_and_they_go_on(launch, tmp_path):
+    changes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "eval_strategy": "steps"}
+    changes |= {"eval_steps": 2, "enable_jit_checkpoint": True}
+    _, whole = trained(launch, tmp_path, "whole", 2, **changes)
+    _, told = trained(launch, tmp_path, "told", 2, job={"tell_rank": 1, "tell_at": 3}, **changes)
+    assert [report["step"] for report in told] == [4, 4]
+    assert [path.name for path in checkpoints(tmp_path / "told")] == ["checkpoint-4"]
+    _, resumed = trained(launch, tmp_path, "told", 2, job={"resume": True, "model_seed": 5}, **changes)
+    for report, expected in zip(resumed, whole, strict=True):
+        for part in set(expected) - {"events", "phi"}:
+            assert report[part] == expected[part], part
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ A run can be told to kill itself (SIGKILL) at its n-th event: a training step, a
 rename, a seal, a deletion. An event count comes with every report, so that a moment can be drawn at random.
 """
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -14,6 +15,7 @@ import random
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -23,15 +25,25 @@ for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
 
 import numpy as np  # noqa: E402
 import process_checks  # noqa: E402
+import spread_on_cpu  # noqa: E402
 import torch  # noqa: E402
 from tiny_models import tiny_batch, tiny_classifier  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
-from transformers import TrainerState, default_data_collator, modeling_utils  # noqa: E402
+from transformers import (  # noqa: E402
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    default_data_collator,
+    modeling_utils,
+    trainer_jit_checkpoint,
+)
 
 from hf_clidmu import checkpoints, files, resumable  # noqa: E402
 from hf_clidmu.config import CLIDMUConfig  # noqa: E402
 from hf_clidmu.processes import digest  # noqa: E402
+from hf_clidmu.sharding import whole  # noqa: E402
 from hf_clidmu.trainer import CLIDMUTrainer  # noqa: E402
 from hf_clidmu.weighting import WNet  # noqa: E402
 
@@ -149,8 +161,29 @@ def fill_disk(allowed: int) -> None:
     TrainerState.save_to_json = limited(TrainerState.save_to_json, 1)
 
 
-def build(job: dict) -> CLIDMUTrainer:
-    config = CLIDMUConfig(output_dir=job["output_dir"], **{**DEFAULTS, **job.get("config", {})})
+class TellToEnd(TrainerCallback):
+    """Sends this process the signal of `enable_jit_checkpoint` in the middle of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_substep_end(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class AtOnce:
+    """In place of `threading.Timer`: Trainer waits three seconds to see whether a kill follows."""
+
+    def __init__(self, wait: float, function: Callable[[], None]):
+        self.start = function
+
+
+def build(job: dict) -> Trainer:
+    settings = {**DEFAULTS, **job.get("config", {})}
+    kind = TrainingArguments if job.get("stock") else CLIDMUConfig
+    known = {field.name for field in dataclasses.fields(kind)}
+    config = kind(output_dir=job["output_dir"], **{key: value for key, value in settings.items() if key in known})
     model = tiny_classifier("bert", seed=job.get("model_seed", 0))
     if job.get("exact"):  # no randomness but that of the seed, and double precision
         model.double()
@@ -161,11 +194,16 @@ def build(job: dict) -> CLIDMUTrainer:
     if "own_weighting_of_seed" in job:
         torch.manual_seed(job["own_weighting_of_seed"] + int(os.environ.get("RANK", 0)))
         weighting = WNet()
+    train_dataset = Samples(job.get("size", 30), augment=not job.get("exact"))
+    if job.get("stock"):
+        return Trainer(model, config, default_data_collator, train_dataset)
+    callbacks = [TellToEnd(job["tell_at"])] if job.get("tell_rank") == int(os.environ.get("RANK", 0)) else []
     return CLIDMUTrainer(
         weighting=weighting,
+        callbacks=callbacks,
         model=model,
         args=config,
-        train_dataset=Samples(job.get("size", 30), augment=not job.get("exact")),
+        train_dataset=train_dataset,
         eval_dataset=Samples(12, seed=7, augment=False) if job.get("evaluate", True) else None,
         data_collator=default_data_collator,
     )
@@ -177,24 +215,46 @@ def run(job: dict) -> None:
         process_checks.run(job["check"])
         return
     events = Events(job.get("kill_at") if job.get("kill_rank", 0) == int(os.environ.get("RANK", 0)) else None)
+    if "fsdp2" in job:
+        spread_on_cpu.install(**job["fsdp2"])
     torch.manual_seed(0)
     trainer = build(job)
     events.install()
+    if "tell_rank" in job:
+        trainer_jit_checkpoint.threading.Timer = AtOnce
     if "disk_full_after" in job:
         fill_disk(job["disk_full_after"])
     trainer.train(resume_from_checkpoint=job.get("resume"))
-    found = {"events": events.count, **state_of(trainer)}
+    found = {"events": events.count, **(plain_state_of(trainer) if job.get("stock") else state_of(trainer))}
     if job.get("tensors"):
-        torch.save(trainer.model.state_dict(), job["tensors"])
+        phi = {} if job.get("stock") or trainer.weighting is None else trainer.weighting.state_dict()
+        state = {"model": whole_state(trainer.model), "weighting": dict(phi)}
+        torch.save(state, f"{job['tensors']}.{trainer.args.process_index}")
+    if job.get("save_to"):
+        trainer.save_model(job["save_to"])
     Path(f"{job['report']}.{trainer.args.process_index}").write_text(json.dumps(found, sort_keys=True))
 
 
 def state_of(trainer: CLIDMUTrainer) -> dict:
     """A digest of everything that a run is made of."""
     folder = Path(trainer.args.output_dir) / "snapshots"
+    return {
+        **plain_state_of(trainer),
+        "parts": {name: digest(part.state_dict()) for name, part in trainer.stateful_parts().items() if part},
+        "meta_steps": trainer._meta_steps,
+        "ledger": None if trainer.ledger is None else _text(str(trainer.ledger.table().to_pylist())),
+        "times_seen": None if trainer.ledger is None else trainer.ledger.table()["times_seen"].to_pylist(),
+        "history": trainer.snapshots.save_kept_state(),
+        "snapshot_files": {path.name: _text(path.read_bytes()) for path in sorted(folder.glob("*"))},
+        "best": [trainer.state.best_global_step, repr(trainer.state.best_metric)],
+    }
+
+
+def plain_state_of(trainer: Trainer) -> dict:
+    """What any Trainer's run is made of."""
     numpy_state = np.random.get_state()
     return {
-        "model": digest(trainer.model.state_dict()),
+        "model": digest(whole_state(trainer.model)),
         "optimizer": _digest_of(trainer.optimizer.state_dict()),
         "scheduler": repr(trainer.lr_scheduler.state_dict()),
         "rng": {
@@ -202,16 +262,13 @@ def state_of(trainer: CLIDMUTrainer) -> dict:
             "python": _text(repr(random.getstate())),
             "numpy": _text(repr((numpy_state[1].tolist(), numpy_state[2:]))),
         },
-        "parts": {name: digest(part.state_dict()) for name, part in trainer.stateful_parts().items() if part},
-        "meta_steps": trainer._meta_steps,
-        "ledger": None if trainer.ledger is None else _text(str(trainer.ledger.table().to_pylist())),
-        "times_seen": None if trainer.ledger is None else trainer.ledger.table()["times_seen"].to_pylist(),
-        "history": trainer.snapshots.save_kept_state(),
-        "snapshot_files": {path.name: _text(path.read_bytes()) for path in sorted(folder.glob("*"))},
         "log": [{key: repr(value) for key, value in e.items() if not _timed(key)} for e in trainer.state.log_history],
         "step": trainer.state.global_step,
-        "best": [trainer.state.best_global_step, repr(trainer.state.best_metric)],
     }
+
+
+def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: whole(tensor.detach()) for name, tensor in model.state_dict().items()}
 
 
 def _timed(key: str) -> bool:
@@ -225,7 +282,7 @@ def _text(value: str | bytes) -> str:
 
 def _digest_of(state: object) -> str:
     if isinstance(state, torch.Tensor):
-        return digest({"": state})
+        return digest({"": whole(state)})
     if isinstance(state, dict):
         return _text(repr([(repr(key), _digest_of(value)) for key, value in state.items()]))
     if isinstance(state, (list, tuple)):
