@@ -53,8 +53,12 @@ def test_a_whole_run_its_checkpoints_and_the_model_it_saves(changes, launch, tmp
     job = {"fsdp2": {}, "save_to": str(tmp_path / "saved")}
     copied, _ = trained(launch, tmp_path, "copied", 2, **{**EVERYTHING, **changes})
     spread, reports = trained(launch, tmp_path, "spread", 2, job=job, **{**EVERYTHING, **changes})
-    for name, value in copied.items():  # Adam divides by the root of numbers near zero
-        torch.testing.assert_close(spread[name], value, rtol=1e-7, atol=1e-9, msg=name)
+    # Adam divides by the root of numbers near zero, and a finite difference by its radius, 1e-6.
+    rtol, atol = (1e-5, 1e-7) if changes.get("scope") == "all" else (1e-7, 1e-9)
+    for name, value in copied.items():
+        torch.testing.assert_close(
+            spread[name], value, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
     # What CLID selected is saved as one file that anybody can load.
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved", dtype=torch.float64).state_dict()
     assert saved.keys() == spread.keys() and all(torch.equal(value, spread[name]) for name, value in saved.items())
