@@ -1,6 +1,8 @@
 """The arguments of a run: those of `transformers.TrainingArguments`, and what CLID-MU adds to them."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -17,6 +19,8 @@ JUDGE_SOURCES = ("auto", "train", "eval")
 HEAD_LEARNING_RATE = 1e-3
 _HEAD_SHARE = 0.5
 _WARMUP_SHARE = 0.1
+# What TrainingArguments fills in where nothing was given.
+_FILLED_IN = ("accelerator_config", "do_eval", "greater_is_better", "hub_token", "report_to")
 
 
 @dataclass
@@ -119,6 +123,15 @@ class CLIDMUConfig(TrainingArguments):
             How many snapshots are kept.
         keep_ledger (`bool`, *optional*, defaults to `True`):
             Record loss, margin and agreement of every training sample.
+
+    > Parameters that control what is pushed to the Hub (`push_to_hub`)
+
+        hub_label_report (`bool`, *optional*, defaults to `False`):
+            Push the record of every training sample as well; a new repository is then private by default.
+        hub_resume_state (`bool`, *optional*, defaults to `False`):
+            With `hub_strategy="checkpoint"` or `"all_checkpoints"`, push all that a resume needs: optimiser, scheduler
+            and random states, which are pickles, and what is remembered of every training sample. Without it those
+            strategies push model and weighting.
 
     > Parameters that control the model
 
@@ -240,6 +253,14 @@ class CLIDMUConfig(TrainingArguments):
     snapshot_top_k: int = field(default=3, metadata={"help": "How many snapshots are kept, by lowest CLID."})
     keep_ledger: bool = field(default=True, metadata={"help": "Record loss, margin and agreement of every sample."})
 
+    # What is pushed
+    hub_label_report: bool = field(
+        default=False, metadata={"help": "Push the record of every training sample as well, privately by default."}
+    )
+    hub_resume_state: bool = field(
+        default=False, metadata={"help": "Push all that a resume needs with checkpoints, pickles included."}
+    )
+
     # The model
     head_steps: float | None = field(
         default=None,
@@ -293,6 +314,23 @@ class CLIDMUConfig(TrainingArguments):
         if self.kl_weight and self.weighting != "vri":
             raise ValueError(f"kl_weight is a term of weighting='vri', not of '{self.weighting}'")
 
+    def non_default(self) -> dict[str, Any]:
+        """The settings that differ from what their fields say, secrets masked.
+
+        No second instance is made to compare with: that would end the running process group of accelerate.
+        """
+        values = self.to_dict()
+        declared = {
+            one.name: one.default if one.default_factory is MISSING else one.default_factory()
+            for one in fields(self)
+            if one.init and one.name not in _FILLED_IN
+        }
+        return {
+            name: values[name]
+            for name, default in declared.items()
+            if values[name] != _as_value(default) and not (_is_nothing(default) and _is_nothing(values[name]))
+        }
+
     def warmup_of_meta(self, max_steps: int) -> int:
         """Steps of plain cross-entropy before the first meta step, in a run of `max_steps`."""
         return _steps(_WARMUP_SHARE if self.meta_warmup_steps is None else self.meta_warmup_steps, max_steps)
@@ -303,6 +341,15 @@ class CLIDMUConfig(TrainingArguments):
             composes = self.lr_scheduler_type not in ("reduce_lr_on_plateau", "greedy")  # no functions of the step
             return _steps(_HEAD_SHARE, max_steps) if follows_encoder and composes and not self.freeze else 0
         return _steps(self.head_steps, max_steps)
+
+
+def _is_nothing(value: Any) -> bool:
+    """None, False or empty: forms of nothing that TrainingArguments turns into one another; 0 is a number."""
+    return value is None or value is False or (isinstance(value, (str, list, dict)) and not value)
+
+
+def _as_value(default: Any) -> Any:
+    return default.value if isinstance(default, Enum) else default
 
 
 def _steps(given: float, max_steps: int) -> int:

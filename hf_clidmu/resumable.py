@@ -278,9 +278,13 @@ class ResumableTrainer(Trainer):
         with self._noting_refusal():
             super()._save_rng_state(output_dir)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def is_whole(self, checkpoint: str) -> bool:
+        """Whether a checkpoint has been finished, or can be now; to be asked while it is saved, before it is used."""
         if self._saving:
-            self._seal(Path(checkpoint_folder))
-            if not self._sealed:
-                return
-        super()._push_from_checkpoint(checkpoint_folder)
+            self._seal(Path(checkpoint))
+            return self._sealed
+        return True
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_whole(checkpoint_folder):
+            super()._push_from_checkpoint(checkpoint_folder)

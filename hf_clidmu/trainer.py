@@ -30,6 +30,7 @@ from hf_clidmu.classifier import ClassifierTap, forked_random_state, model_logit
 from hf_clidmu.config import HEAD_LEARNING_RATE, CLIDMUConfig, refuse_unsupported
 from hf_clidmu.encodings import Encodings
 from hf_clidmu.engines import refuse_engine
+from hf_clidmu.files import write_tensors
 from hf_clidmu.guard import Guard
 from hf_clidmu.head_first import HeadFirst
 from hf_clidmu.judge import Judge
@@ -45,10 +46,12 @@ from hf_clidmu.precompute import (
     freeze_parameters,
     frozen_modules,
 )
-from hf_clidmu.selecting import SNAPSHOT_FOLDER, SelectingTrainer
+from hf_clidmu.publishing import PublishingTrainer
+from hf_clidmu.reloading import LEDGER_STATE_NAME, WEIGHTING_NAME, load_run
+from hf_clidmu.selecting import SNAPSHOT_FOLDER
 from hf_clidmu.sharding import Shares, is_spread
 from hf_clidmu.snapshots import Snapshots
-from hf_clidmu.state import OptimizerState, whole_number
+from hf_clidmu.state import FOLDER, OptimizerState, whole_number
 from hf_clidmu.warmup import FEWEST_EVALUATIONS, WarmUp
 from hf_clidmu.weighting import Weighting, WeightingBatch, get_weighting
 
@@ -63,7 +66,7 @@ _FEWEST_JUDGES = 200  # of an evaluation set that is taken unasked: CLID of fewe
 _WEIGHTING, _DRAWS, _META, _MASKS, _JUDGE, _AUGMENTATION = range(6)
 
 
-class CLIDMUTrainer(SelectingTrainer):
+class CLIDMUTrainer(PublishingTrainer):
     """Fine-tunes a classifier on labels that are partly wrong (CLID-MU, arXiv 2507.11807).
 
     Everything a [`~transformers.Trainer`] does, it does. With plain `TrainingArguments`, or `weighting="none"`, it
@@ -116,6 +119,7 @@ class CLIDMUTrainer(SelectingTrainer):
         self.weighting = weighting  # type: ignore[assignment]
         self.tap = self.guard = None  # type: ignore[assignment]
         self.ledger: Ledger | None = None
+        self._ledger_so_far: dict[str, Tensor] | None = None
         self._judge_table: FeatureTable | None = None
         self._encodings: Encodings | None = None
         self._frozen_modules: list[nn.Module] = []
@@ -159,6 +163,39 @@ class CLIDMUTrainer(SelectingTrainer):
             self.args.should_save,
             self.processes.share,
         )
+
+    @classmethod
+    def from_run(
+        cls,
+        path_or_repo: str | Path,
+        args: CLIDMUConfig,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        **kwargs: Any,
+    ) -> "CLIDMUTrainer":
+        """A trainer that goes on with a saved or pushed model: its weights, processor, weighting and ledger.
+
+        It is a new run, with an optimiser and a schedule of its own; to continue one that was interrupted, use
+        `train(resume_from_checkpoint=...)`.
+
+        Args:
+            path_or_repo: the folder of a saved model or of a checkpoint, or an id on the Hub.
+            args: the settings to go on with.
+            revision: branch, tag or commit on the Hub.
+            token: of the Hub; defaults to the one that the user is logged in with.
+            kwargs: what the trainer takes beside model and processor: datasets, metrics and so on. The record of
+                samples goes on where it was saved or pushed, and `train_dataset` must then be the same one.
+
+        Raises:
+            ValueError: when the saved weighting is of another kind than `args.weighting`.
+            OSError: when there is no such folder or repository.
+        """
+        saved = load_run(path_or_repo, args, revision=revision, token=token)
+        given = {"processing_class": saved.processor, "weighting": saved.weighting, **kwargs}
+        trainer = cls(saved.model, args, **given)
+        trainer._ledger_so_far = saved.ledger
+        return trainer
 
     # ---- one step ------------------------------------------------------------------------------------------------
 
@@ -458,6 +495,8 @@ class CLIDMUTrainer(SelectingTrainer):
             self.snapshots.history = []
         if self.ledger is not None:
             self.ledger = Ledger(self.ledger.num_samples, self.args.device)
+            if self._ledger_so_far is not None:
+                self.ledger.load_state_dict(self._ledger_so_far)
         if self.reweights:
             if self.config.meta_source != "batch":
                 self.meta_batches.restart(self.config.meta_batch_size or self._train_batch_size)
@@ -546,10 +585,21 @@ class CLIDMUTrainer(SelectingTrainer):
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in Trainer; the ledger is written beside a model that is saved for use."""
-        super().save_model(output_dir, _internal_call)
-        if self.ledger is not None and not _internal_call and self.args.should_save:
-            self.ledger.save(Path(str(output_dir or self.args.output_dir)) / LEDGER_NAME)
+        """As in Trainer; weighting and ledger are written beside a model that is saved for use."""
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:  # a push that fails costs no ledger
+            if not _internal_call and self.args.should_save:
+                folder = Path(str(output_dir or self.args.output_dir))
+                self.save_beside(folder / FOLDER, labels=True)
+                if self.ledger is not None:
+                    self.ledger.save(folder / LEDGER_NAME)
+
+    def save_beside(self, folder: Path, labels: bool) -> None:
+        if self.weighting is not None and (phi := dict(self.weighting.named_parameters())):  # buffers remember samples
+            write_tensors(folder / WEIGHTING_NAME, phi)
+        if self.ledger is not None and labels:
+            write_tensors(folder / LEDGER_STATE_NAME, self.ledger.state_dict())
 
     def before_saving(self) -> None:
         if self.reweights:

@@ -23,6 +23,7 @@ if __name__ == "__main__":
     answer_help(sys.argv[1:])  # here, since what follows takes seconds to import
 
 import torch
+from cards import measured
 from recording import Recording, peak_memory_mib
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
@@ -32,6 +33,7 @@ from hf_clidmu.classifier import forked_random_state
 from hf_clidmu.config import CLIDMUConfig
 from hf_clidmu.data import Corpus, load_corpus, prepare_corpus, stream_corpus
 from hf_clidmu.metrics import classification_metrics
+from hf_clidmu.staging import is_local
 from hf_clidmu.trainer import CLIDMUTrainer
 
 
@@ -66,7 +68,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     table_rows = final.results()  # before saving: adapters are merged there, snapshots are of the model with them
     if run.lora_rank:
         trainer.model = trainer.model.merge_and_unload()  # a plain model, which anybody can load without peft
-    trainer.save_model()
     results = {
         "dataset": corpus.source,
         "num_train_samples": None if run.streaming else len(corpus.train),
@@ -77,14 +78,27 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "evaluations": [{**scores, **recording.at(scores["step"])} for scores in final.evaluations],
         "train_seconds": round(seconds, 1),
         "peak_memory_mib": peak_memory_mib(),
-        "arguments": {**asdict(run), **non_default(config)},
+        "arguments": {**asdict(run), **config.non_default()},
         "versions": {name: version(name) for name in ("hf_clidmu", "torch", "transformers", "accelerate", "timm")},
     }
+    describe(trainer, corpus, run, results)
     if speaks:
         path = Path(config.output_dir) / RESULTS_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf8")
+    trainer.create_model_card()
+    trainer.save_model()  # with --push_to_hub true it is pushed
+    if speaks:
         print(table(results, corpus, config))
     return results
+
+
+def describe(trainer: CLIDMUTrainer, corpus: Corpus, run: RunArguments, results: dict[str, Any]) -> None:
+    """Tell the model card what the recipe knows: the data and the figures, and no sample."""
+    for name, value in {**measured(results), "dataset_name": corpus.name}.items():
+        setattr(trainer.card, name, value)
+    if not is_local(run.dataset) and "/" in run.dataset:
+        trainer.card.datasets = [run.dataset]
 
 
 def settle(run: RunArguments, config: CLIDMUConfig) -> None:
@@ -288,12 +302,6 @@ def suspects_auroc(trainer: CLIDMUTrainer, corpus: Corpus) -> float | None:
     wrong = [given != true for given, true in zip(seen["given_label"], clean, strict=True) if true >= 0]
     scores = [-score for score, true in zip(seen["label_score"], clean, strict=True) if true >= 0]
     return float(roc_auc_score(wrong, scores)) if 0 < sum(wrong) < len(wrong) else None
-
-
-def non_default(config: CLIDMUConfig) -> dict[str, Any]:
-    """The settings that differ from their defaults; secrets masked."""
-    values, defaults = config.to_dict(), CLIDMUConfig(output_dir="").to_dict()
-    return {name: value for name, value in values.items() if value != defaults.get(name)}
 
 
 def plan(corpus: Corpus, trainer: CLIDMUTrainer, run: RunArguments, config: CLIDMUConfig) -> str:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator, DistributedType
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_clidmu.config import CLIDMUConfig
@@ -56,6 +57,8 @@ OTHER = {
     "snapshot_mode": "soup",
     "snapshot_top_k": "2",
     "keep_ledger": "false",
+    "hub_label_report": "true",
+    "hub_resume_state": "true",
     "freeze": "backbone",
     "cache_frozen": "false",
     "frozen_cache_dir": "kept",
@@ -145,3 +148,23 @@ def test_help_of_the_recipe_names_every_argument():
         "model",
         "dry_run",
     }
+
+
+def test_the_settings_that_differ_from_their_defaults(tmp_path):
+    assert CLIDMUConfig(str(tmp_path), use_cpu=True).non_default() == {
+        "output_dir": str(tmp_path),
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
+    changed = {"learning_rate": 3e-4, "lr_scheduler_type": "cosine", "head_steps": 0, "keep_ledger": False}
+    found = CLIDMUConfig(str(tmp_path), hub_token="hf_secret", **changed).non_default()
+    assert changed.items() <= found.items()
+    assert "hf_secret" not in str(found)
+
+
+def test_looking_for_them_leaves_the_running_processes_alone(tmp_path):
+    config = CLIDMUConfig(str(tmp_path), use_cpu=True)
+    accelerator = Accelerator(cpu=True)
+    config.non_default()
+    assert accelerator.num_processes == 1  # raises once the state is gone
+    assert accelerator.distributed_type == DistributedType.NO

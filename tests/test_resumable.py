@@ -241,9 +241,8 @@ def test_a_checkpoint_is_whole_before_older_ones_are_deleted(tmp_path, monkeypat
 
 def test_what_is_pushed_is_sealed(tmp_path, monkeypatch):
     pushed = []
-    monkeypatch.setattr(Trainer, "_push_from_checkpoint", lambda self, folder: pushed.append(flaw(folder)))
-    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, token=None: None)
-    monkeypatch.setattr(Trainer, "_finish_current_push", lambda self: None)
+    monkeypatch.setattr(CLIDMUTrainer, "publish_checkpoint", lambda self, folder: pushed.append(flaw(folder)))
+    monkeypatch.setattr(CLIDMUTrainer, "init_hf_repo", lambda self, token=None: None)
     train("bert", tmp_path, **SAVING, push_to_hub=True)
     assert pushed == [None] * 3
 
