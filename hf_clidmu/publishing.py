@@ -11,9 +11,11 @@ from typing import Any
 from transformers.trainer_utils import HubStrategy
 
 from hf_clidmu.checkpoints import seal
+from hf_clidmu.config import CLIDMUConfig
 from hf_clidmu.ensembles import save_members
 from hf_clidmu.hub import Push, PushQueue, Repository
 from hf_clidmu.model_card import CardFacts, write_card
+from hf_clidmu.reloading import load_run
 from hf_clidmu.run_facts import facts_of_run, modality_of
 from hf_clidmu.selecting import SelectingTrainer
 from hf_clidmu.staging import (
@@ -42,6 +44,7 @@ class PublishingTrainer(SelectingTrainer):
     hub_model_id: Any
     train_dataset: Any
     ledger: Any = None
+    _ledger_so_far: Any = None
 
     def __init__(self, model: Any = None, args: Any = None, *rest: Any, **kwargs: Any):
         self.card = CardFacts()
@@ -51,6 +54,39 @@ class PublishingTrainer(SelectingTrainer):
         if args is not None:  # Trainer pickles its arguments beside every model that it saves
             args.hub_token = SecretToken.of(args.hub_token)
         super().__init__(model, args, *rest, **kwargs)
+
+    @classmethod
+    def from_run(
+        cls,
+        path_or_repo: str | Path,
+        args: CLIDMUConfig,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """A trainer that goes on with a saved or pushed model: its weights, processor, weighting and ledger.
+
+        It is a new run, with an optimiser and a schedule of its own; to continue one that was interrupted, use
+        `train(resume_from_checkpoint=...)`.
+
+        Args:
+            path_or_repo: the folder of a saved model or of a checkpoint, or an id on the Hub.
+            args: the settings to go on with.
+            revision: branch, tag or commit on the Hub.
+            token: of the Hub; defaults to the one that the user is logged in with.
+            kwargs: what the trainer takes beside model and processor: datasets, metrics and so on. The record of
+                samples goes on where it was saved or pushed, and `train_dataset` must then be the same one.
+
+        Raises:
+            ValueError: when the saved weighting is of another kind than `args.weighting`.
+            OSError: when there is no such folder or repository.
+        """
+        saved = load_run(path_or_repo, args, revision=revision, token=token)
+        given = {"processing_class": saved.processor, "weighting": saved.weighting, **kwargs}
+        trainer = cls(saved.model, args, **given)
+        trainer._ledger_so_far = saved.ledger
+        return trainer
 
     # ---- what a subclass adds ------------------------------------------------------------------------------------
 

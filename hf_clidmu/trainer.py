@@ -47,7 +47,7 @@ from hf_clidmu.precompute import (
     frozen_modules,
 )
 from hf_clidmu.publishing import PublishingTrainer
-from hf_clidmu.reloading import LEDGER_STATE_NAME, WEIGHTING_NAME, load_run
+from hf_clidmu.reloading import LEDGER_STATE_NAME, WEIGHTING_NAME
 from hf_clidmu.selecting import SNAPSHOT_FOLDER
 from hf_clidmu.sharding import Shares, is_spread
 from hf_clidmu.snapshots import Snapshots
@@ -119,7 +119,6 @@ class CLIDMUTrainer(PublishingTrainer):
         self.weighting = weighting  # type: ignore[assignment]
         self.tap = self.guard = None  # type: ignore[assignment]
         self.ledger: Ledger | None = None
-        self._ledger_so_far: dict[str, Tensor] | None = None
         self._judge_table: FeatureTable | None = None
         self._encodings: Encodings | None = None
         self._frozen_modules: list[nn.Module] = []
@@ -163,39 +162,6 @@ class CLIDMUTrainer(PublishingTrainer):
             self.args.should_save,
             self.processes.share,
         )
-
-    @classmethod
-    def from_run(
-        cls,
-        path_or_repo: str | Path,
-        args: CLIDMUConfig,
-        *,
-        revision: str | None = None,
-        token: str | None = None,
-        **kwargs: Any,
-    ) -> "CLIDMUTrainer":
-        """A trainer that goes on with a saved or pushed model: its weights, processor, weighting and ledger.
-
-        It is a new run, with an optimiser and a schedule of its own; to continue one that was interrupted, use
-        `train(resume_from_checkpoint=...)`.
-
-        Args:
-            path_or_repo: the folder of a saved model or of a checkpoint, or an id on the Hub.
-            args: the settings to go on with.
-            revision: branch, tag or commit on the Hub.
-            token: of the Hub; defaults to the one that the user is logged in with.
-            kwargs: what the trainer takes beside model and processor: datasets, metrics and so on. The record of
-                samples goes on where it was saved or pushed, and `train_dataset` must then be the same one.
-
-        Raises:
-            ValueError: when the saved weighting is of another kind than `args.weighting`.
-            OSError: when there is no such folder or repository.
-        """
-        saved = load_run(path_or_repo, args, revision=revision, token=token)
-        given = {"processing_class": saved.processor, "weighting": saved.weighting, **kwargs}
-        trainer = cls(saved.model, args, **given)
-        trainer._ledger_so_far = saved.ledger
-        return trainer
 
     # ---- one step ------------------------------------------------------------------------------------------------
 
