@@ -156,7 +156,7 @@ def test_the_settings_that_differ_from_their_defaults(tmp_path):
         "use_cpu": True,
         "dataloader_pin_memory": False,
     }
-    changed = {"learning_rate": 3e-4, "lr_scheduler_type": "cosine", "head_steps": 0, "keep_ledger": False}
+    changed = {"learning_rate": 3e-4, "lr_scheduler_type": "cosine", "meta_warmup_steps": 0, "keep_ledger": False}
     found = CLIDMUConfig(str(tmp_path), hub_token="hf_secret", **changed).non_default()
     assert changed.items() <= found.items()
     assert "hf_secret" not in str(found)
