@@ -20,7 +20,7 @@ HEAD_LEARNING_RATE = 1e-3
 _HEAD_SHARE = 0.5
 _WARMUP_SHARE = 0.1
 # What TrainingArguments fills in where nothing was given.
-_FILLED_IN = ("accelerator_config", "do_eval", "greater_is_better", "hub_token", "report_to")
+_FILLED_IN = ("accelerator_config", "disable_tqdm", "do_eval", "greater_is_better", "hub_token", "report_to")
 
 
 @dataclass

@@ -27,7 +27,7 @@ _TOKENIZER = (
     r"|[\w-]+(\.bpe)?\.model|chat_template\.jinja"
 )
 _OURS = r"weighting\.safetensors|results\.json|curves\.png"
-_LABEL_REPORT = r"ledger\.(safetensors|parquet)|label_report\.(parquet|csv|html)"
+_LABEL_REPORT = r"ledger\.(safetensors|parquet)|label_report(\.(parquet|csv|html|json)|_\w+\.png)"
 _ALLOWED = re.compile(rf"{_MODEL}|{_PROCESSOR}|{_TOKENIZER}|{re.escape(CARD_NAME)}|{FOLDER}/({_OURS})")
 _LABELS = re.compile(rf"{FOLDER}/({_LABEL_REPORT})")
 _CARRY_PATHS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "trainer_state.json")

@@ -6,6 +6,8 @@ import os
 for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
     os.environ[_name] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: more threads would crawl
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402

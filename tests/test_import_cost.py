@@ -26,7 +26,7 @@ def fresh(code: str) -> dict:
     ("before", "ours"),
     [
         ("import transformers", "import hf_clidmu"),
-        ("import json", "import hf_clidmu.data"),
+        ("import numpy", "import hf_clidmu.data"),
         ("from transformers import Trainer", "import hf_clidmu.trainer"),
     ],
 )

@@ -1,7 +1,7 @@
 """Score any classifier on any corpus: a checkpoint, a folder or a Hub id, trained with this library or not.
 
-    python recipes/evaluate.py --model outputs/trec_weak --dataset trec_weak
-    python recipes/evaluate.py --model you/films --dataset my.csv --split test --output results.json --add_to_card true
+    python recipes/score.py --model outputs/trec_weak --dataset trec_weak
+    python recipes/score.py --model you/films --dataset my.csv --split test --output results.json --add_to_card true
 
 Labels of the split are taken as they are: where they are wrong, so are the scores.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 
 @dataclass
-class EvaluateArguments:
+class ScoreArguments:
     """What to score on what."""
 
     model: str = field(metadata={"help": "Folder of a model or of a checkpoint, or a Hub id."})
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run the recipe; returns what the output file holds."""
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser(EvaluateArguments, description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = HfArgumentParser(ScoreArguments, description=__doc__.split("\n")[0], allow_abbrev=False)
     (run,) = parser.parse_args_into_dataclasses(args=sys.argv[1:] if arguments is None else arguments)
     results = score(run)
     from hf_clidmu.files import write_json
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return results
 
 
-def score(run: EvaluateArguments) -> dict[str, Any]:
+def score(run: ScoreArguments) -> dict[str, Any]:
     """Load model and corpus, and score one on the other."""
     import torch
     from transformers import AutoConfig
@@ -124,7 +124,7 @@ def class_order(models: list[str], corpus: list[str], name: str) -> list[int]:
     )
 
 
-def add_to_card(run: EvaluateArguments, results: dict[str, Any]) -> str:
+def add_to_card(run: ScoreArguments, results: dict[str, Any]) -> str:
     """Add the scores to the card of a folder, or of a repository on the Hub; returns where that is."""
     from huggingface_hub import EvalResult, ModelCard
 

@@ -12,7 +12,7 @@ from hf_clidmu.data import load_corpus, prepare_corpus
 from hf_clidmu.model_card import CardFacts, write_card
 
 
-evaluate = recipe("evaluate")
+score = recipe("score")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def saved(folder, names):
 
 
 def run(folder, output, *words):
-    return evaluate.main(["--model", str(folder), "--dataset", "digits", "--output", str(output), *words])
+    return score.main(["--model", str(folder), "--dataset", "digits", "--output", str(output), *words])
 
 
 def test_the_scores_are_those_of_the_model(digits, tmp_path):
@@ -86,5 +86,5 @@ def test_a_model_of_other_classes_is_refused_and_keeps_its_last_layer(tmp_path):
 
 
 def test_bare_numbers_are_taken_in_their_order():
-    assert evaluate.class_order(["LABEL_0", "LABEL_1"], ["bad", "good"], "m") == [0, 1]
-    assert evaluate.class_order(["good", "bad"], ["bad", "good"], "m") == [1, 0]
+    assert score.class_order(["LABEL_0", "LABEL_1"], ["bad", "good"], "m") == [0, 1]
+    assert score.class_order(["good", "bad"], ["bad", "good"], "m") == [1, 0]
