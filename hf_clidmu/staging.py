@@ -35,7 +35,7 @@ _CARRY_PATHS = ("config.json", "tokenizer_config.json", "preprocessor_config.jso
 # reads it.
 _RESUME = re.compile(
     rf"optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|trainer_state\.json"
-    rf"|{FOLDER}/(?!manifest)(snapshots/)?[\w-]+\.(safetensors|json)"
+    rf"|{FOLDER}/(?!manifest|label_report)(snapshots/)?[\w-]+\.(safetensors|json)"
 )
 
 

@@ -23,7 +23,11 @@ from hf_clidmu.staging import (
 
 MODEL = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
 OURS = {"clidmu/weighting.safetensors", "clidmu/results.json", "clidmu/curves.png"}
-LABELS = {"clidmu/ledger.parquet", "clidmu/ledger.safetensors", "clidmu/label_report.csv", "clidmu/label_report.html"}
+LABELS = {
+    *(f"clidmu/ledger.{kind}" for kind in ("parquet", "safetensors")),
+    *(f"clidmu/label_report.{kind}" for kind in ("parquet", "csv", "html", "json")),
+    "clidmu/label_report_noise.png",
+}
 RESUME = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_1.pth", "trainer_state.json", "clidmu/state.json"}
 NEVER = {
     ".env", ".git/config", ".hidden/model.safetensors", "training_args.bin", "pytorch_model.bin", "data.csv",

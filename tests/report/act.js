@@ -1,6 +1,9 @@
 // A visitor who reads, marks with the keyboard, filters, searches, scrolls, and changes the theme.
 addEventListener("load", async () => {
   const pause = (time) => new Promise((done) => setTimeout(done, time));
+  const until = async (holds) => {
+    for (let i = 0; i < 100 && !holds(); i++) await pause(100);
+  };
   const press = (key) =>
     document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
   const cards = () => [...document.querySelectorAll(".sample")];
@@ -9,7 +12,7 @@ addEventListener("load", async () => {
     element.value = value;
     element.dispatchEvent(new Event(kind));
   };
-  for (let i = 0; i < 100 && document.querySelectorAll("figure svg").length < 2; i++) await pause(100);
+  await until(() => document.querySelectorAll("figure svg").length >= 2);
   seen.charts = document.querySelectorAll("figure svg").length;
   seen.described = document.querySelectorAll("figure [aria-label]").length;
   seen.cards = cards().length;
@@ -35,13 +38,13 @@ addEventListener("load", async () => {
   seen.given = document.getElementById("count").textContent;
   set("given", "", "change");
   set("search", " Sample 1199 ", "input");
-  await pause(400);
+  await until(() => cards().length === 1);
   seen.searched = cards().map((card) => card.querySelector(".text").textContent);
   set("search", "", "input");
-  await pause(400);
+  await until(() => cards().length > 1);
   const list = document.getElementById("viewport");
   list.scrollTop = list.scrollHeight;
-  await pause(300);
+  await until(() => cards().at(-1).getAttribute("aria-posinset") === cards().at(-1).getAttribute("aria-setsize"));
   seen.scrolled = cards().length;
   seen.last = cards().at(-1).getAttribute("aria-posinset");
   seen.unlabelled = [...document.querySelectorAll("button, select, input")].filter(
