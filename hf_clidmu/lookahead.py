@@ -88,8 +88,9 @@ class LookAhead:
         preconditioner: D. `none` is the identity (published), `adam` the main optimiser's diagonal.
         radius: length of the finite difference's perturbation; None chooses by precision.
         autocast: what the model's own forward casts to inside, as accelerate makes it do; None where it does not.
-        central: take differences on both sides: half precision needs it, and a training forward that was not computed
-            as the module itself computes (compiled), so that its logits are not those at theta.
+        central: take differences on both sides. Half precision and batch statistics need it, and get it unasked; a
+            training forward that was not computed as the module itself computes (compiled) needs it, too: its logits
+            are not those at theta.
         average: averages a list of tensors over processes; None for a single process.
         gather: rows of all processes, with gradient, for an objective over the meta samples of all of them; None lets
             each process judge its own.
@@ -326,7 +327,7 @@ class LookAhead:
 
         Central: `(z(theta + eps Du) - z(theta - eps Du)) / 2 eps`.
         """
-        central = self.central or precision in _HALF
+        central = self.central or precision in _HALF or _takes_batch_statistics(module)
         radius = PERTURBATION_RADIUS.get(precision, 5e-2) if self.radius is None else self.radius
         epsilon = radius / held.length(theta, directions).clamp(min=_TINY)
 
@@ -453,6 +454,11 @@ class LookAhead:
                 second = gradient.detach() ** 2
             diagonal.append(1 / (second.to(gradient.dtype).sqrt() + group["eps"]))
         return diagonal
+
+
+def _takes_batch_statistics(module: nn.Module) -> bool:
+    """Whether samples are normalised by one another, which curves the logits: one side would not be enough."""
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in module.modules())
 
 
 def _length(tensors: Sequence[Tensor]) -> Tensor:
