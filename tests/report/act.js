@@ -2,7 +2,7 @@
 addEventListener("load", async () => {
   const pause = (time) => new Promise((done) => setTimeout(done, time));
   const until = async (holds) => {
-    for (let i = 0; i < 100 && !holds(); i++) await pause(100);
+    for (let i = 0; i < 600 && !holds(); i++) await pause(100);
   };
   const press = (key) =>
     document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));

@@ -1,15 +1,12 @@
 """The page: as a file, and in a real browser."""
 
-import html
 import json
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from browser import browse
 from known_labels import NAMES, known
 from PIL import Image
 
@@ -25,12 +22,6 @@ ATTACKS = [
     "</script><script>window.owned = 3</script>",
     "<!-- <script> {{ 7 * 7 }} \u2028 </SCRIPT >",
 ]
-SCRIPTS = Path(__file__).parent  # what a visitor does, in JavaScript
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
-    "--no-first-run --disable-quic --disable-dev-shm-usage --window-size=1280,900"
-).split()
 
 
 def hostile(report: LabelReport) -> LabelReport:
@@ -116,48 +107,6 @@ def test_images_become_thumbnails(tmp_path):
 # ---- the browser -----------------------------------------------------------------------------------------------------
 
 
-def browse(path: Path, folder: Path, act: str = "act.js", virtual_ms: int | None = 20000) -> tuple[dict, list[str]]:
-    """What a script saw in the page, opened from disk, and every address that it asked for.
-
-    Without `virtual_ms` the clock is the real one, and the script must be done when the page is loaded.
-    """
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"no browser is installed: none of {', '.join(BROWSERS)} is on the PATH")
-    page = path.read_text(encoding="utf8")
-    nonce = re.search(r'<script nonce="([^"]+)"', page)[1]
-    before, after = (
-        f'<script nonce="{nonce}">{(SCRIPTS / name).read_text(encoding="utf8")}</script>' for name in ("watch.js", act)
-    )
-    page = page.replace("<style>", f"{before}<style>", 1)
-    end = page.rindex("</body>")  # the charting library has one, too
-    page = page[:end] + after + page[end:]
-    watched = folder / "watched.html"
-    watched.write_text(page, encoding="utf8")
-    log = folder / "net.json"
-    command = [browser, *FLAGS, f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}"]
-    command += [] if virtual_ms is None else [f"--virtual-time-budget={virtual_ms}"]
-    command += ["--dump-dom", watched.as_uri()]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    found = re.search(r'<pre id="result">(.*?)</pre>', run.stdout, re.DOTALL)
-    assert found, f"the page never finished: {run.stdout[-500:]} {run.stderr[-2000:]}"
-    return json.loads(html.unescape(found[1])), requested(log)
-
-
-def requested(log: Path) -> list[str]:
-    """Addresses that a page asked for, from the browser's log of the network; what it asks for itself has no origin."""
-    events = []
-    for line in log.read_text(errors="replace").splitlines():
-        try:
-            events.append(json.loads(line.rstrip(",")))
-        except ValueError:  # the frame around the events
-            continue
-    parameters = [event["params"] for event in events if isinstance(event, dict) and "params" in event]
-    assert len(parameters) > 10, "the browser logged nothing"
-    own = "not an origin"
-    return [entry["url"] for entry in parameters if "url" in entry and entry.get("initiator", own) != own]
-
-
 @pytest.fixture(scope="module")
 def visited(noisy_report, tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
@@ -225,7 +174,7 @@ def test_fifty_thousand_samples_are_painted_within_two_seconds(noisy_report, tmp
     samples = [f"sample {row}: " + "words of a usual length, " * 8 for row in range(50_000)]
     path = write_page(report, tmp_path / "large.html", samples)
     assert path.stat().st_size < 25_000_000
-    seen, _ = browse(path, tmp_path, "paint.js", virtual_ms=None)
+    seen, _ = browse(path, tmp_path, "paint.js")
     assert seen["cards"] >= 4
     assert max(seen["paint"]) < 2000
 
