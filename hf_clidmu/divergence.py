@@ -30,6 +30,22 @@ def _unit(features_ND: Tensor) -> Tensor:
     return F.normalize(_full_precision(features_ND.detach()), dim=1, eps=_NORM_EPSILON)
 
 
+def centred(features_ND: Tensor) -> Tensor:
+    """Features less their mean over the samples, for a graph of what is *particular* to each.
+
+    Encoders give all samples of a task a common direction; cosine similarities are then large between any two. Not
+    part of the published method.
+
+    Args:
+        features_ND: (N, D), any floating dtype; half precision is computed in float32.
+
+    Returns:
+        (N, D), columns of mean zero, float32 (float64 stays).
+    """
+    features_ND = _full_precision(features_ND)
+    return features_ND - features_ND.mean(dim=0)
+
+
 def feature_graph(features_ND: Tensor, temperature: float = DEFAULT_TEMPERATURE) -> Tensor:
     """Similarity graph of the hidden features (arXiv 2507.11807, the feature side of the divergence).
 

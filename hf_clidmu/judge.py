@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hf_clidmu.batches import Collator
 from hf_clidmu.classifier import ClassifierTap, forked_random_state
-from hf_clidmu.divergence import certain, chunks, clid, shuffled_clid
+from hf_clidmu.divergence import centred, certain, chunks, clid, shuffled_clid
 from hf_clidmu.precompute import checked_features, encode
 
 
@@ -39,6 +39,7 @@ class Judge:
             the model's own.
         chunk_size: samples compared with one another; CLID of different chunk sizes cannot be compared.
         by_class: compare the predicted classes ([`certain`]) rather than the probabilities.
+        centred: take their mean over the rows off the features.
     """
 
     tap: ClassifierTap
@@ -50,6 +51,7 @@ class Judge:
     features_ND: Tensor | None = None
     chunk_size: int = 100
     by_class: bool = True
+    centred: bool = True
 
     def clid(self, model: nn.Module, device: torch.device) -> float:
         """CLID of the model as it is. Changes neither the model nor any random state."""
@@ -60,6 +62,8 @@ class Judge:
         with forked_random_state(device):
             seen = encode(model, self.tap, self.dataset, self.collate, self.batch_size, device, rows=self.rows)
         features_ND = seen.features_ND if self.features_ND is None else self.features_ND
+        if self.centred:
+            features_ND = centred(features_ND)
         logits_NC = certain(seen.logits_NC) if self.by_class else seen.logits_NC
         parts = [(features_ND[chunk], logits_NC[chunk]) for chunk in chunks(len(logits_NC), self.chunk_size)]
         clid_K = torch.stack([clid(*part, self.temperature) for part in parts])

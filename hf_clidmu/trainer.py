@@ -384,6 +384,7 @@ class CLIDMUTrainer(PublishingTrainer):
             temperature=config.temperature,
             features_ND=self._encodings.general_features(source, rows) if by_pretrained else None,
             by_class=config.judge_predictions == "classes",
+            centred=config.judge_centred,
         )
 
     def _judges_evaluation_samples(self) -> bool:

@@ -47,6 +47,7 @@ OTHER = {
     "detach_normaliser": "true",
     "judge_features": "own",
     "judge_predictions": "probabilities",
+    "judge_centred": False,
     "objective_features": "pretrained",
     "meta_source": "batch",
     "meta_size": "77",

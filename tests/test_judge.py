@@ -43,6 +43,7 @@ def judge_of(name, rows, **changes):
         "batch_size": 4,
         "temperature": 0.5,
         "by_class": False,
+        "centred": False,
         **changes,
     }
     judge = Judge(tap=ClassifierTap(model), dataset=IndexedDataset(dataset), rows=rows, **{**settings, **changes})
@@ -92,6 +93,18 @@ def test_fixed_features_replace_those_of_the_model():
     features_ND, logits_NC = seen_by(model, judge.tap, dataset, rows)
     assert judge.clid(model, CPU) == pytest.approx(float(clid(fixed_ND, logits_NC)), rel=1e-5)
     assert float(clid(fixed_ND, logits_NC)) != pytest.approx(float(clid(features_ND, logits_NC)), rel=1e-3)
+
+
+def test_what_all_samples_have_in_common_does_not_count():
+    rows = list(range(20))
+    fixed_ND = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    common_D = torch.full((5,), 3.0)
+    judge, model, dataset = judge_of("bert", rows, features_ND=fixed_ND + common_D, centred=True)
+    _, logits_NC = seen_by(model, judge.tap, dataset, rows)
+    expected = clid(fixed_ND - fixed_ND.mean(0), logits_NC)
+    assert judge.clid(model, CPU) == pytest.approx(float(expected), rel=1e-5)
+    judge.centred = False
+    assert judge.clid(model, CPU) != pytest.approx(float(expected), rel=1e-3)
 
 
 def test_the_size_of_a_forward_does_not_matter():
