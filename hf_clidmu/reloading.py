@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
 from hf_clidmu.classifier import ClassifierTap
@@ -55,28 +56,46 @@ def load_run(
         ValueError: when the saved weighting is of another kind or for another classifier.
         OSError: when there is no such folder or repository, or no model in it.
     """
-    from transformers import AutoConfig  # seconds to import, for those alone who take up a run
-
-    from hf_clidmu.backbones import load_classifier
-
-    folder = Path(path_or_repo)
-    if not folder.is_dir():
-        folder = Path(
-            snapshot_download(
-                str(path_or_repo),
-                revision=revision,
-                token=token,
-                allow_patterns=list(_READ),
-                ignore_patterns=list(_UNREAD),
-            )
-        )
-    names = AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label
-    model, processor = load_classifier(str(folder), [name for _, name in sorted(names.items())], pooling="own")
+    folder = _folder(path_or_repo, revision, token)
+    model, processor = load_classifier_of(folder)
     beside = folder / FOLDER
     saved = beside / LEDGER_STATE_NAME
     return SavedRun(
         model, processor, _weighting(beside, model, config), read_tensors(saved) if saved.is_file() else None
     )
+
+
+def load_classifier_of(
+    path_or_repo: str | Path, *, revision: str | None = None, token: str | None = None
+) -> tuple[Any, Any]:
+    """Classifier and processor of a saved or pushed run, as they are.
+
+    Args:
+        path_or_repo: the folder of a saved model or of a checkpoint, or an id on the Hub.
+        revision: branch, tag or commit on the Hub.
+        token: of the Hub; None takes the one that the user is logged in with.
+
+    Raises:
+        OSError: when there is no such folder or repository, or no model in it.
+    """
+    from transformers import AutoConfig  # seconds to import, for those alone who take up a run
+
+    from hf_clidmu.backbones import load_classifier
+
+    folder = _folder(path_or_repo, revision, token)
+    names = AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label
+    return load_classifier(str(folder), [name for _, name in sorted(names.items())], pooling="own")
+
+
+def _folder(path_or_repo: str | Path, revision: str | None, token: str | None) -> Path:
+    folder = Path(path_or_repo)
+    if folder.is_dir():
+        return folder
+    patterns: dict[str, Any] = {"allow_patterns": list(_READ), "ignore_patterns": list(_UNREAD)}
+    try:
+        return Path(snapshot_download(str(path_or_repo), revision=revision, token=token, **patterns))
+    except HFValidationError as error:
+        raise OSError(f"'{path_or_repo}' is neither a folder nor an id on the Hub ('name/model')") from error
 
 
 def _weighting(folder: Path, model: Any, config: CLIDMUConfig) -> Weighting | None:
