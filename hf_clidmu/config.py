@@ -50,6 +50,10 @@ class CLIDMUConfig(TrainingArguments):
             first: plain cross-entropy then lasts until CLID of evaluation samples has stopped falling (the mean of
             three evaluations has found no new minimum four times), and training goes on from the best state so far.
             Without an evaluation set it is 0.1 there, too.
+        hold_features (`bool`, *optional*, defaults to `True`):
+            After a warm-up that CLID ended, train the head alone, and keep the features of the state that training
+            went back to: a network that has begun to memorise wrong labels otherwise goes on with it, whatever the
+            weighting does. `False` trains everything.
         meta_patience (`int`, *optional*, defaults to `10`):
             Leave the weighting out, and train on with plain cross-entropy, after so many steps in a row in which the
             meta step was not finite or the weights collapsed (all zero, or one sample takes all).
@@ -199,6 +203,9 @@ class CLIDMUConfig(TrainingArguments):
             "help": "Steps of plain cross-entropy first; below 1 it is a share of all steps (default: 0.1, or, for "
             "random weights, until CLID stops falling)."
         },
+    )
+    hold_features: bool = field(
+        default=True, metadata={"help": "Train the head alone after a warm-up that CLID ended."}
     )
     meta_patience: int = field(
         default=10, metadata={"help": "Bad meta steps in a row before the weighting is left out."}

@@ -64,8 +64,7 @@ def export_onnx(
 def _write(model: nn.Module, traced: dict[str, Tensor], others: dict[str, Tensor], path: Path, runtime: Any) -> None:
     dims = ("batch", "sequence")
     shapes = {
-        name: {axis: dims[axis] for axis in range(2 if values.ndim == 2 else 1)}
-        for name, values in traced.items()
+        name: {axis: dims[axis] for axis in range(2 if values.ndim == 2 else 1)} for name, values in traced.items()
     }
     if sum(parameter.nbytes for parameter in model.parameters()) > _LARGEST_FILE:
         raise ValueError("the model is larger than one ONNX file may be (2 GiB)")

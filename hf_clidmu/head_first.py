@@ -1,14 +1,15 @@
-"""The head learns first: in the first steps of a run nothing below it moves, then everything trains.
+"""The head alone: in some steps of a run nothing below it moves, in the others everything trains.
 
-A new last layer above a pretrained encoder sends it gradients that say nothing yet. On wrong labels that is worse than
-a waste: the features that CLID judges by are bent before there is anything to judge. So the head is trained on
-features as they were, and the encoder follows (LP-FT: Kumar et al., "Fine-Tuning can Distort Pretrained Features and
-Underperform Out-of-Distribution", ICLR 2022).
+At the beginning the head learns first. A new last layer above a pretrained encoder sends it gradients that say nothing
+yet. On wrong labels that is worse than a waste: the features that CLID judges by are bent before there is anything to
+judge. So the head is trained on features as they were, and the encoder follows (LP-FT: Kumar et al., "Fine-Tuning can
+Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022). Later, features may rest that would
+memorise wrong labels next.
 
 This room knows parameters, modules and schedules; the trainer tells it which of them lie below the head.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,13 +22,13 @@ from hf_clidmu.sharding import spread
 
 
 class HeadFirst(TrainerCallback):
-    """Holds everything below the head still in the first steps of a run.
+    """Holds everything below the head still in the first steps of a run, and in others that the trainer names.
 
     What lies below is frozen only while a step is computed: whatever evaluates, saves or counts parameters between
     steps sees the model as it will be trained.
 
     Attributes:
-        steps: optimiser steps of the head alone; 0 changes nothing.
+        steps: optimiser steps of the head alone, at the beginning; 0 changes nothing.
         still: modules at rest in this step, which must be in evaluation mode: a dropout mask or a running statistic
             that changes is not a feature that stays.
     """
@@ -38,6 +39,7 @@ class HeadFirst(TrainerCallback):
         self._model: nn.Module | None = None
         self._below: set[str] = set()
         self._held: list[nn.Parameter] = []
+        self._rests: Callable[[int], bool] = _never
 
     @staticmethod
     def applies(model: nn.Module, below: Sequence[str]) -> bool:
@@ -45,13 +47,16 @@ class HeadFirst(TrainerCallback):
         waiting, trained = _trained_below(model, below)
         return 0 < len(waiting) < trained
 
-    def bind(self, model: nn.Module, below: Sequence[str], steps: int) -> None:
+    def bind(
+        self, model: nn.Module, below: Sequence[str], steps: int, rests: Callable[[int], bool] | None = None
+    ) -> None:
         """Say what will be trained.
 
         Args:
             model: the bare classifier.
             below: names of the parameters that wait.
             steps: how many optimiser steps they wait.
+            rests: whether they rest in an optimiser step after these; never, if not given.
 
         Raises:
             ValueError: when nothing that trains lies below the head, or nothing else trains.
@@ -65,9 +70,10 @@ class HeadFirst(TrainerCallback):
             )
         # By name: an engine that spreads parameters over processes puts others in their places.
         self._model, self._below, self.steps = model, set(below), steps
+        self._rests = rests or _never
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
-        if state.global_step >= self.steps or self._held:
+        if self._held or not (state.global_step < self.steps or self._rests(state.global_step)):
             return
         assert self._model is not None
         spread(self._model)  # an evaluation may have left whole parameters, which are not those that train
@@ -116,6 +122,10 @@ class HeadFirst(TrainerCallback):
             for group, base, then in zip(optimizer.param_groups, after.base_lrs, after.lr_lambdas, strict=True)
         ]
         return LambdaLR(optimizer, factors)
+
+
+def _never(step: int) -> bool:
+    return False
 
 
 def _trained_below(model: nn.Module, below: Iterable[str]) -> tuple[list[nn.Parameter], int]:

@@ -473,7 +473,8 @@ class CLIDMUTrainer(PublishingTrainer):
             self._warmup = WarmUp(None if self._waits_for_clid() else self.config.warmup_of_meta(steps))
             below = backbone_names(self.model, self.tap)
             by_default = self.reweights and self._is_pretrained() and self._head_first.applies(self.model, below)
-            self._head_first.bind(self.model, below, self.config.steps_of_head(steps, by_default))
+            rests = self._warmup.has_turned if self.config.hold_features else None
+            self._head_first.bind(self.model, below, self.config.steps_of_head(steps, by_default), rests)
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.reweights and is_spread(self._module):
             self.lookahead.shares = Shares(self._module)
@@ -482,7 +483,7 @@ class CLIDMUTrainer(PublishingTrainer):
         return prepared
 
     def _waits_for_clid(self) -> bool:
-        """Whether the length of the warm-up is found by CLID of samples that the model does not train on."""
+        """Whether the warm-up lasts until CLID of samples that the model does not train on has turned."""
         if self.config.meta_warmup_steps is not None or self.judge is None or not self.reweights:
             return False
         turns = self.judge.features_ND is None and self._judges_evaluation_samples()

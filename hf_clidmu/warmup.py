@@ -28,11 +28,16 @@ class WarmUp:
 
     def __init__(self, steps: int | None = 0):
         self.steps = steps
+        self._waits = steps is None
         self.readings: list[float] = []
 
     def is_over(self, step: int) -> bool:
         """Whether the weighting takes part in this optimiser step."""
         return self.steps is not None and step >= self.steps
+
+    def has_turned(self, step: int) -> bool:
+        """Whether CLID ended the warm-up before this optimiser step."""
+        return self._waits and self.is_over(step)
 
     def see(self, step: int, clid: float) -> bool:
         """Hear of an evaluation; returns True when the warm-up ends with it, and False ever after."""

@@ -230,7 +230,7 @@ def load(run: RunArguments, config: CLIDMUConfig) -> Corpus:
             expanded("dataset", run.dataset),
             **columns,
             missing_labels=run.missing_labels,
-            noise=run.noise,
+            noise=run.noise or None,  # '' takes the noise of a recipe back
             noise_rate=run.noise_rate,
             noise_seed=run.noise_seed,
             noise_map=class_map(run.noise_map),

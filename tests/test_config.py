@@ -35,6 +35,7 @@ OTHER = {
     "meta_weight_decay": "0.0",
     "meta_every": "5",
     "meta_warmup_steps": "0.25",
+    "hold_features": False,
     "meta_patience": "7",
     "kl_weight": "0.25",
     "scope": "all",

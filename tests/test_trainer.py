@@ -419,6 +419,16 @@ def test_without_pretrained_features_cross_entropy_goes_on_until_clid_turns_and_
     assert not torch.equal(run.after[8]["timm_model.fc.weight"], run.after[4]["timm_model.fc.weight"])
 
 
+@pytest.mark.parametrize("holds", [True, False])
+def test_after_the_turn_features_stay_what_they_were(holds, tmp_path):
+    run = turning(tmp_path, hold_features=holds)
+    run.train()
+    moved = {name for name, value in run.after[10].items() if not torch.equal(value, run.after[9][name])}
+    head = {"timm_model.fc.weight", "timm_model.fc.bias"}
+    assert moved == head if holds else moved > head | {"timm_model.bn1.running_mean", "timm_model.conv1.0.weight"}
+    assert all(parameter.requires_grad for parameter in run.model.parameters())
+
+
 def test_a_run_resumed_before_or_after_the_turn_is_the_same_run(tmp_path):
     common = {"save_strategy": "steps", "save_steps": 1}
     whole = turning(tmp_path, **common)
