@@ -52,6 +52,32 @@ def test_the_rank_correlation_of_clid_and_accuracy():
     assert "Spearman" not in untracked
 
 
+def run_of(method, seed, last, selected, corpus="films"):
+    scores = {"last": {"test_accuracy": last}, "selected": {"test_accuracy": selected}}
+    return {"corpus": corpus, "method": method, "seed": seed, "results": scores}
+
+
+def test_the_summary_sets_our_selected_state_against_the_last_of_cross_entropy_and_the_best_rival(tmp_path):
+    cells = [
+        *(run_of("cross-entropy", seed, last, 0.9) for seed, last in enumerate((0.5, 0.6))),
+        *(run_of("GCE, stopped early", seed, 0.99, 0.61) for seed in range(2)),
+        *(run_of("ELR, stopped early", seed, 0.1, value) for seed, value in enumerate((0.6, 0.64))),
+        *(run_of("CLID-MU (vri)", seed, 0.2, value) for seed, value in enumerate((0.7, 0.8))),
+    ]
+    page = "<!-- summary: a.json b.json -->\n<!-- /summary -->"
+    (tmp_path / "a.json").write_text(json.dumps({"cells": cells}))
+    (tmp_path / "b.json").write_text(json.dumps({"cells": [run_of("cross-entropy", 0, 0.3, 0.4, "news")]}))
+    new = results_table.rendered(page, tmp_path)
+    assert new.split("\n")[1:-1] == [
+        "| corpus | seeds | cross-entropy, last step | best of those stopped early | CLID-MU, selected "
+        "| against cross-entropy |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| films | 2 | 55.0 ± 7.1 | 62.0 ± 2.8 (ELR) | 75.0 ± 7.1 | +20.0 |",
+        "| news | 0 | 30.0 |  |  |  |",
+    ]
+    assert results_table.rendered(new, tmp_path) == new
+
+
 def test_a_page_is_rendered_from_the_files_it_names(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"cells": CELLS[:1]}))
     page = "Before\n<!-- results: a.json -->\nold\n<!-- /results -->\nafter\n"
