@@ -121,6 +121,10 @@ class CLIDMUConfig(TrainingArguments):
             to the end.
         judge_size (`int`, *optional*, defaults to `1000`):
             Samples `eval_clid` is measured on; a smaller set is used whole.
+        selection_tolerance (`float`, *optional*, defaults to `1.0`):
+            Of the states whose CLID lies above the lowest by no more than so many standard errors (of the difference,
+            chunk by chunk of the judge set), the latest is selected: nothing but chance may lie between them. `0`
+            selects the lowest.
 
     > Parameters that control what is kept
 
@@ -261,6 +265,9 @@ class CLIDMUConfig(TrainingArguments):
         default="auto", metadata={"help": "Where eval_clid is measured: train, eval (labels are not read) or auto."}
     )
     judge_size: int = field(default=1000, metadata={"help": "Samples that eval_clid is measured on."})
+    selection_tolerance: float = field(
+        default=1.0, metadata={"help": "Standard errors of CLID within which a later state is as good as the lowest."}
+    )
 
     # What is kept
     snapshot_mode: str = field(default="single", metadata={"help": "single, soup or ensemble of the best snapshots."})
@@ -316,7 +323,7 @@ class CLIDMUConfig(TrainingArguments):
         for name in ("meta_size", "meta_batch_size", "lookahead_lr", "head_learning_rate"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("meta_warmup_steps", "kl_weight", "meta_weight_decay", "head_steps"):
+        for name in ("meta_warmup_steps", "kl_weight", "meta_weight_decay", "head_steps", "selection_tolerance"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.tangent == "closed_form" and self.scope != "head":

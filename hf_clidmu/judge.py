@@ -5,8 +5,9 @@ Shape suffixes: N judging samples, K chunks of them, C classes, D features.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class Judge:
         parts = [(features_ND[chunk], logits_NC[chunk]) for chunk in chunks(len(logits_NC), self.chunk_size)]
         clid_K = torch.stack([clid(*part, self.temperature) for part in parts])
         gain_K = torch.stack([shuffled_clid(*part, self.temperature) for part in parts]) - clid_K
-        return Reading(float(clid_K.mean()), _t_value(gain_K))
+        return Reading(tuple(clid_K.tolist()), _t_value(gain_K))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The fixed features, of the model before training: a resumed run no longer has it."""
@@ -88,13 +89,33 @@ class Reading:
     """What the judge says of a state.
 
     Attributes:
-        clid: mean over the chunks.
+        clid_K: CLID of each chunk.
         alignment: t-value over the chunks of how far CLID lies below that of the same predictions in random order;
             near zero, features and predictions have nothing to do with one another. NaN for a single chunk.
     """
 
-    clid: float
+    clid_K: tuple[float, ...]
     alignment: float
+
+    @property
+    def clid(self) -> float:
+        """Mean over the chunks."""
+        return fmean(self.clid_K)
+
+
+def is_higher(clid_K: Sequence[float], lowest_K: Sequence[float], tolerance: float) -> bool:
+    """Whether one state's CLID lies above another's by more than the samples that judge could have made it so.
+
+    Both states were judged by the same chunks, so the differences between them count, chunk by chunk.
+
+    Args:
+        clid_K: of the one state, chunk by chunk.
+        lowest_K: of the other.
+        tolerance: standard errors of the mean difference; 0 asks for any difference.
+    """
+    difference_K = torch.tensor(clid_K, dtype=torch.float64) - torch.tensor(lowest_K, dtype=torch.float64)
+    error = float(difference_K.std()) / math.sqrt(len(difference_K)) if len(difference_K) > 1 else 0.0
+    return float(difference_K.mean()) > tolerance * error
 
 
 def warn_of_chance(alignment: float) -> None:

@@ -7,16 +7,17 @@ model is what was selected. What is selected survives with the run it belongs to
 import math
 from contextlib import closing, nullcontext
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from torch import nn
 
 from hf_clidmu.config import CLIDMUConfig
-from hf_clidmu.judge import Judge, warn_of_chance
+from hf_clidmu.judge import Judge, Reading, is_higher, warn_of_chance
 from hf_clidmu.precompute import FrozenBackbone
 from hf_clidmu.resumable import ResumableTrainer
 from hf_clidmu.snapshots import Snapshots, ensemble, selection_score
-from hf_clidmu.state import real_number
+from hf_clidmu.state import real_number, real_numbers
 
 
 SNAPSHOT_FOLDER = "snapshots"
@@ -28,13 +29,15 @@ class SelectingTrainer(ResumableTrainer):
     # None in a plain Trainer.
     config: CLIDMUConfig
     judge: Judge
+    reading: Reading  # of the last evaluation
+    _lowest_K: tuple[float, ...]  # CLID of the lowest state so far, chunk by chunk; empty before there is one
     snapshots: Snapshots
     backbone: FrozenBackbone | None = None
     eval_dataset: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.judge = self.snapshots = None  # type: ignore[assignment]
-        self._alignment = math.nan
+        self._alignment, self._lowest_K = math.nan, ()
         super().__init__(*args, **kwargs)
 
     def _bare(self) -> nn.Module:  # a walk over all modules
@@ -42,7 +45,7 @@ class SelectingTrainer(ResumableTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in [`ResumableTrainer`]; at the end the model is the one that was selected."""
-        self._alignment = math.nan
+        self._alignment, self._lowest_K = math.nan, ()
         result = super().train(*args, **kwargs)
         self.load_selected()
         warn_of_chance(self._alignment)
@@ -74,10 +77,24 @@ class SelectingTrainer(ResumableTrainer):
                 self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.is_in_train and self.snapshots is not None:
             score = selection_score(metrics, self.args.metric_for_best_model, self.args.greater_is_better)
-            if self.snapshots.add(self.state.global_step, score, self.model) and score == metrics["eval_clid"]:
+            if self._selects_by_clid():
+                score = self._level(score)
+            if self.snapshots.add(self.state.global_step, score, self.model) and self._selects_by_clid():
                 self._alignment = metrics["eval_clid_alignment"]
             self.after_selection(metrics)
         return metrics
+
+    def _selects_by_clid(self) -> bool:
+        return (self.args.metric_for_best_model or "clid") in ("clid", "eval_clid") and not self.args.greater_is_better
+
+    def _level(self, score: float) -> float:
+        """CLID of a state; that of the lowest so far where the two cannot be told apart."""
+        if not math.isfinite(score):
+            return score
+        if not self._lowest_K or score < fmean(self._lowest_K):
+            self._lowest_K = self.reading.clid_K
+        apart = is_higher(self.reading.clid_K, self._lowest_K, self.config.selection_tolerance)
+        return score if apart else fmean(self._lowest_K)
 
     def after_selection(self, metrics: dict[str, float]) -> None:
         """Called in every process when an evaluation within training has taken its part in the selection."""
@@ -91,8 +108,8 @@ class SelectingTrainer(ResumableTrainer):
         return output
 
     def _judged(self) -> dict[str, float]:
-        reading = self.processes.share(self.judge.read(self._bare(), self.args.device))
-        return {"eval_clid": reading.clid, "eval_clid_alignment": reading.alignment}
+        self.reading = self.processes.share(self.judge.read(self._bare(), self.args.device))
+        return {"eval_clid": self.reading.clid, "eval_clid_alignment": self.reading.alignment}
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """As in Trainer. With `snapshot_mode="ensemble"` the predictions are log mean probabilities of the best k."""
@@ -128,7 +145,8 @@ class SelectingTrainer(ResumableTrainer):
             return {}
         self.snapshots.save_files(folder / SNAPSHOT_FOLDER)
         alignment = self._alignment if math.isfinite(self._alignment) else None
-        return {"alignment": alignment, "snapshots": self.snapshots.save_kept_state()}
+        kept = self.snapshots.save_kept_state()
+        return {"alignment": alignment, "lowest": list(self._lowest_K), "snapshots": kept}
 
     def load_values(self, folder: Path, values: dict[str, Any]) -> None:
         """Continue the selection of a checkpoint.
@@ -139,6 +157,7 @@ class SelectingTrainer(ResumableTrainer):
         if self.snapshots is None:
             return
         self._alignment = real_number(values, "alignment")
+        self._lowest_K = real_numbers(values, "lowest")
         self.snapshots.load_files(folder / SNAPSHOT_FOLDER, values.get("snapshots"))
         self.accelerator.wait_for_everyone()
         self.snapshots.load_kept_state(values.get("snapshots"))

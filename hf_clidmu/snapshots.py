@@ -41,7 +41,8 @@ class Snapshot:
 
     Attributes:
         step: optimiser steps taken.
-        score: lower is better: Cross-Layer Information Divergence on the judge set, unless another metric was named.
+        score: lower is better: Cross-Layer Information Divergence on the judge set, unless another metric was named;
+            that of the best state where nothing but chance may lie between them (`selection_tolerance`).
         file: name of the weights in the snapshot folder, or None where they were not kept.
     """
 
@@ -58,15 +59,24 @@ class Snapshots:
         top_k: how many to keep.
         writes: whether this process writes files (one process of a distributed run does).
         share: what the first process says, told to all; None for a single process.
+        later: of states with the same score, whether the later one ranks first.
     """
 
-    def __init__(self, folder: str | Path, top_k: int, writes: bool = True, share: Callable[[Any], Any] | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        top_k: int,
+        writes: bool = True,
+        share: Callable[[Any], Any] | None = None,
+        later: bool = False,
+    ):
         if top_k < 1:
             raise ValueError(f"snapshot_top_k must be at least 1, got {top_k}")
         self.folder = Path(folder)
         self.top_k = top_k
         self.writes = writes
         self.share = share or (lambda value: value)
+        self.later = later
         self.history: list[Snapshot] = []
 
     def add(self, step: int, score: float, model: nn.Module) -> bool:
@@ -92,9 +102,9 @@ class Snapshots:
         return bool(ranked) and ranked[0] is snapshot
 
     def ranked(self) -> list[Snapshot]:
-        """All finite snapshots, best first; of equal ones the earlier."""
+        """All finite snapshots, best first; of equal ones the earlier, or the later where that was asked for."""
         finite = [snapshot for snapshot in self.history if math.isfinite(snapshot.score)]
-        return sorted(finite, key=lambda snapshot: (snapshot.score, snapshot.step))
+        return sorted(finite, key=lambda snapshot: (snapshot.score, -snapshot.step if self.later else snapshot.step))
 
     @property
     def best(self) -> Snapshot | None:

@@ -12,7 +12,7 @@ from hf_clidmu.files import read_json, read_tensors, write_json, write_tensors
 
 
 FOLDER = "clidmu"
-VERSION = 2
+VERSION = 3
 _VALUES_NAME = "state.json"
 
 
@@ -77,6 +77,18 @@ def real_number(values: Mapping[str, Any], name: str) -> float:
     if type(value) not in (int, float) or not abs(value) < 1e300:
         raise ValueError(f"the saved state holds {value!r:.80} as '{name}', where a number or null belongs")
     return float(value)
+
+
+def real_numbers(values: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    """Finite numbers of the saved values.
+
+    Raises:
+        ValueError: when they are missing or anything else.
+    """
+    found = values.get(name, "nothing")
+    if not isinstance(found, list) or not all(type(value) in (int, float) and abs(value) < 1e300 for value in found):
+        raise ValueError(f"the saved state holds {found!r:.80} as '{name}', where a list of numbers belongs")
+    return tuple(float(value) for value in found)
 
 
 class OptimizerState:

@@ -161,6 +161,7 @@ class CLIDMUTrainer(PublishingTrainer):
             self.config.snapshot_top_k,
             self.args.should_save,
             self.processes.share,
+            later=self._selects_by_clid(),
         )
 
     # ---- one step ------------------------------------------------------------------------------------------------

@@ -255,14 +255,15 @@ class FinalTable(TrainerCallback):
         self.trainer = trainer
         self.test = test
         self.track = track and test is not None
-        self.evaluations: list[dict[str, float]] = []
+        self.evaluations: list[dict[str, Any]] = []  # with clid_chunks, any rule of selection can be tried afterwards
         self.last: dict[str, float] | None = None
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):  # noqa: D102
         if not self.trainer.is_in_train or "eval_clid" not in (metrics or {}):
             return
         scores = self._test_scores() if self.track else {}
-        self.evaluations.append({"step": state.global_step, "clid": metrics["eval_clid"], **scores})
+        judged = {"clid": metrics["eval_clid"], "clid_chunks": [round(clid, 5) for clid in self.trainer.reading.clid_K]}
+        self.evaluations.append({"step": state.global_step, **judged, **scores})
         self.last = scores if state.global_step == state.max_steps else None
 
     def on_train_end(self, args, state, control, **kwargs):  # noqa: D102

@@ -36,6 +36,7 @@ OTHER = {
     "meta_every": "5",
     "meta_warmup_steps": "0.25",
     "hold_features": False,
+    "selection_tolerance": "0.5",
     "meta_patience": "7",
     "kl_weight": "0.25",
     "scope": "all",

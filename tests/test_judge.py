@@ -9,7 +9,7 @@ from transformers import default_data_collator
 from hf_clidmu.batches import IndexedDataset, SampleCollator
 from hf_clidmu.classifier import ClassifierTap
 from hf_clidmu.divergence import clid
-from hf_clidmu.judge import Judge
+from hf_clidmu.judge import Judge, is_higher
 
 
 CPU = torch.device("cpu")
@@ -148,6 +148,24 @@ def test_a_better_match_of_predictions_and_features_has_a_lower_clid():
     aligned = judge.clid(model, CPU)
     judge.features_ND = probability_NC[order]
     assert aligned < judge.clid(model, CPU)
+
+
+@pytest.mark.parametrize(
+    ("difference_K", "tolerance", "expected"),
+    [
+        ([0.1, 0.1, 0.1], 100.0, True),  # the same in every chunk: no error
+        ([0.0, 0.0, 0.0], 0.0, False),
+        ([0.2, -0.1, 0.2], 0.0, True),
+        ([0.2, -0.1, 0.2], 0.9, True),  # mean 0.1, standard error 0.1
+        ([0.2, -0.1, 0.2], 1.1, False),
+        ([-0.2, -0.1, -0.2], 0.0, False),
+        ([0.3], 9.0, True),  # one chunk has no error to speak of
+    ],
+)
+def test_two_states_are_told_apart_chunk_by_chunk(difference_K, tolerance, expected):
+    lowest_K = [4.5, 4.6, 4.4][: len(difference_K)]
+    clid_K = [low + difference for low, difference in zip(lowest_K, difference_K, strict=True)]
+    assert is_higher(clid_K, lowest_K, tolerance) is expected
 
 
 def test_alignment_tells_predictions_that_follow_the_features_from_others():

@@ -74,6 +74,13 @@ def test_lowest_clid_first_and_of_equal_ones_the_earlier(tmp_path):
     assert snapshots.best == Snapshot(5, 1.0, "step-5.safetensors")
 
 
+def test_of_equal_ones_the_later_where_that_is_asked_for(tmp_path):
+    snapshots, best = filled(tmp_path, [3.0, 2.0, 2.0, 5.0, 1.0, 1.0], top_k=3, later=True)
+    assert [snapshot.step for snapshot in snapshots.ranked()] == [6, 5, 3, 2, 1, 4]
+    assert [snapshot.step for snapshot in snapshots.kept] == [6, 5, 3]
+    assert best == [True, True, True, False, True, True]
+
+
 def test_before_the_first_evaluation_there_is_nothing(tmp_path):
     snapshots = Snapshots(tmp_path / "none", 2)
     model = Net(7.0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from tiny_models import NUM_LABELS, TEXT, VISION, tiny_batch, tiny_classifier
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
@@ -394,7 +395,8 @@ class Turning(CLIDMUTrainer):
 
     def _judged(self):
         super()._judged()
-        return {"eval_clid": CLID_THAT_TURNS[self.state.global_step - 1], "eval_clid_alignment": 9.0}
+        self.reading = Reading((CLID_THAT_TURNS[self.state.global_step - 1],) * 10, 9.0)
+        return {"eval_clid": self.reading.clid, "eval_clid_alignment": 9.0}
 
     def evaluate(self, *args, **kwargs):
         metrics = super().evaluate(*args, **kwargs)
@@ -417,6 +419,35 @@ def test_without_pretrained_features_cross_entropy_goes_on_until_clid_turns_and_
     for name, value in run.after[9].items():
         assert torch.equal(value, run.after[4][name]), name
     assert not torch.equal(run.after[8]["timm_model.fc.weight"], run.after[4]["timm_model.fc.weight"])
+
+
+# Three chunks of the judge set, six evaluations. The fourth is lowest; the fifth lies above it by half a standard error
+# of the difference, the sixth by four.
+READINGS = [(5.0, 5.0, 5.0), (4.0, 4.2, 4.1), (3.5, 3.4, 3.6), (3.0, 3.0, 3.0), (3.2, 2.9, 3.0), (3.4, 3.6, 3.5)]
+
+
+class Scripted(CLIDMUTrainer):
+    """Its judge says what a list says."""
+
+    def _judged(self):
+        super()._judged()
+        self.reading = Reading(READINGS[self.state.global_step - 1], 9.0)
+        return {"eval_clid": self.reading.clid, "eval_clid_alignment": float(self.state.global_step)}
+
+
+@pytest.mark.parametrize(("tolerance", "selected"), [(0.0, 4), (1.0, 5), (20.0, 6)])
+@pytest.mark.parametrize("stop", [None, 4])
+def test_the_latest_state_that_cannot_be_told_from_the_lowest_is_selected(tolerance, selected, stop, tmp_path):
+    common = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    common |= {"selection_tolerance": tolerance, "snapshot_top_k": 1}
+    run = train("bert", tmp_path, trainer=Scripted, **common)
+    if stop:
+        run = Scripted(tiny_classifier("bert", seed=3), run.args, run.data_collator.collator, Samples("bert"))
+        run.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
+    assert run.snapshots.best.step == selected
+    assert run._alignment == selected
+    saved = load_file(tmp_path / f"checkpoint-{selected}" / "model.safetensors")
+    assert torch.equal(run.model.classifier.weight, saved["classifier.weight"])
 
 
 @pytest.mark.parametrize("holds", [True, False])
