@@ -48,7 +48,8 @@ class CLIDMUConfig(TrainingArguments):
             Plain cross-entropy for so many optimiser steps first; a number below 1 is a share of all steps. Defaults
             to 0.1 where CLID judges by pretrained features. A network with random weights has to learn its features
             first: plain cross-entropy then lasts until CLID of evaluation samples has stopped falling (the mean of
-            three evaluations has found no new minimum four times), and training goes on from the best state so far.
+            three evaluations has found no new minimum four times, and lies above it by three standard errors), and
+            training goes on from the best state so far.
             Without an evaluation set it is 0.1 there, too.
         hold_features (`bool`, *optional*, defaults to `True`):
             After a warm-up that CLID ended, train the head alone, and keep the features of the state that training

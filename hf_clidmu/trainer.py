@@ -497,7 +497,7 @@ class CLIDMUTrainer(PublishingTrainer):
         return turns and selects and self.weighting.learns
 
     def after_selection(self, metrics: dict[str, float]) -> None:
-        if self.reweights and self._warmup.see(self.state.global_step, metrics["eval_clid"]):
+        if self.reweights and self._warmup.see(self.state.global_step, self.reading.clid_K):
             logger.info("CLID has stopped falling: back to the best state so far, and on with the weighting.")
             self.load_selected()
 

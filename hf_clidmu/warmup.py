@@ -5,16 +5,18 @@ it does not train on falls; once wrong labels are memorised, it rises.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_clidmu.state import whole_number
+from hf_clidmu.judge import is_higher
+from hf_clidmu.state import real_numbers, whole_number
 
 
 #: Evaluations in a mean: at a high learning rate, single ones go up and down.
 _WINDOW = 3
-#: So many means in a row without a new lowest one end the warm-up.
-_PATIENCE = 4
+#: So many means in a row without a new lowest one end the warm-up, if the last lies above the lowest by so many
+#: standard errors: where few labels are wrong, CLID stays level while the network still learns.
+_PATIENCE, _ERRORS = 4, 3.0
 #: A run with fewer evaluations would hardly hear of a turn before its end.
 FEWEST_EVALUATIONS = 10
 
@@ -29,7 +31,7 @@ class WarmUp:
     def __init__(self, steps: int | None = 0):
         self.steps = steps
         self._waits = steps is None
-        self.readings: list[float] = []
+        self.readings: list[tuple[float, ...]] = []
 
     def is_over(self, step: int) -> bool:
         """Whether the weighting takes part in this optimiser step."""
@@ -39,20 +41,28 @@ class WarmUp:
         """Whether CLID ended the warm-up before this optimiser step."""
         return self._waits and self.is_over(step)
 
-    def see(self, step: int, clid: float) -> bool:
-        """Hear of an evaluation; returns True when the warm-up ends with it, and False ever after."""
-        if self.steps is not None or not math.isfinite(clid):
+    def see(self, step: int, clid_K: Sequence[float]) -> bool:
+        """Hear of an evaluation; returns True when the warm-up ends with it, and False ever after.
+
+        Args:
+            step: optimiser steps taken.
+            clid_K: CLID, chunk by chunk of the judge set.
+        """
+        if self.steps is not None or not all(map(math.isfinite, clid_K)):
             return False
-        self.readings.append(clid)
-        means = [sum(self.readings[end - _WINDOW : end]) / _WINDOW for end in range(_WINDOW, len(self.readings) + 1)]
-        if not means or len(means) - 1 - means.index(min(means)) < _PATIENCE:
+        self.readings.append(tuple(clid_K))
+        ends = range(_WINDOW, len(self.readings) + 1)
+        windows = [_mean(self.readings[end - _WINDOW : end]) for end in ends]
+        means = [sum(window) for window in windows]
+        lowest = means.index(min(means)) if means else 0
+        if len(means) - 1 - lowest < _PATIENCE or not is_higher(windows[-1], windows[lowest], _ERRORS):
             return False
         self.steps = step
         return True
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"readings": self.readings, "steps": self.steps}
+        return {"readings": [list(reading) for reading in self.readings], "steps": self.steps}
 
     def load(self, values: Any) -> None:
         """Go on from [`state`]; a fixed number of steps stays what the settings say.
@@ -64,7 +74,13 @@ class WarmUp:
             return
         if not isinstance(values, Mapping) or not isinstance(readings := values.get("readings"), list):
             raise ValueError("the checkpoint does not say how far the warm-up has come")
-        if not all(isinstance(value, float | int) and not isinstance(value, bool) for value in readings):
-            raise ValueError("the readings of the warm-up must be numbers")
-        self.readings = [float(value) for value in readings]
+        found = [real_numbers({"reading": reading}, "reading") for reading in readings]
+        if len({len(reading) for reading in found}) > 1:
+            raise ValueError("the readings of the warm-up must be of the same chunks")
+        self.readings = found
         self.steps = None if values.get("steps") is None else whole_number(values, "steps")
+
+
+def _mean(readings: Sequence[Sequence[float]]) -> list[float]:
+    """Of several readings, chunk by chunk."""
+    return [sum(chunk) / len(readings) for chunk in zip(*readings, strict=True)]
