@@ -17,12 +17,18 @@ from hf_clidmu.batches import Collator
 from hf_clidmu.classifier import ClassifierTap, forked_random_state
 from hf_clidmu.divergence import centred, certain, chunks, clid, shuffled_clid
 from hf_clidmu.precompute import checked_features, encode
+from hf_clidmu.state import real_numbers
 
 
 logger = logging.getLogger(__name__)
 
 #: Below this t-value a state's CLID cannot be told from that of its predictions in random order.
 MINIMUM_ALIGNMENT = 3.0
+
+
+#: Features that train along change CLID by themselves: a rise by less than this share of what it has fallen by before
+#: is no rise.
+LEARNING_SHARE = 0.2
 
 
 @dataclass
@@ -103,7 +109,7 @@ class Reading:
         return fmean(self.clid_K)
 
 
-def is_higher(clid_K: Sequence[float], lowest_K: Sequence[float], tolerance: float) -> bool:
+def is_higher(clid_K: Sequence[float], lowest_K: Sequence[float], tolerance: float, margin: float = 0.0) -> bool:
     """Whether one state's CLID lies above another's by more than the samples that judge could have made it so.
 
     Both states were judged by the same chunks, so the differences between them count, chunk by chunk.
@@ -112,10 +118,54 @@ def is_higher(clid_K: Sequence[float], lowest_K: Sequence[float], tolerance: flo
         clid_K: of the one state, chunk by chunk.
         lowest_K: of the other.
         tolerance: standard errors of the mean difference; 0 asks for any difference.
+        margin: a difference that does not count either.
     """
     difference_K = torch.tensor(clid_K, dtype=torch.float64) - torch.tensor(lowest_K, dtype=torch.float64)
     error = float(difference_K.std()) / math.sqrt(len(difference_K)) if len(difference_K) > 1 else 0.0
-    return float(difference_K.mean()) > tolerance * error
+    return float(difference_K.mean()) > max(tolerance * error, margin)
+
+
+class Levels:
+    """CLID of a run's states, where states that cannot be told from the lowest so far stand level with it.
+
+    Args:
+        tolerance: standard errors of the difference within which they cannot.
+        share: nor can they within this share of what CLID has fallen by since the first state.
+
+    Attributes:
+        first_K: CLID of the first state, chunk by chunk; empty before there is one.
+        lowest_K: of the lowest state so far.
+    """
+
+    def __init__(self, tolerance: float = 0.0, share: float = 0.0):
+        self.tolerance, self.share = tolerance, share
+        self.first_K: tuple[float, ...] = ()
+        self.lowest_K: tuple[float, ...] = ()
+
+    def see(self, clid_K: tuple[float, ...]) -> float:
+        """Hear of a state; returns its CLID, or that of the lowest so far if it is level with that."""
+        self.first_K = self.first_K or clid_K
+        if not self.lowest_K or fmean(clid_K) < fmean(self.lowest_K):
+            self.lowest_K = clid_K
+        lowest = fmean(self.lowest_K)
+        margin = self.share * (fmean(self.first_K) - lowest)
+        return fmean(clid_K) if is_higher(clid_K, self.lowest_K, self.tolerance, margin) else lowest
+
+    def state(self) -> dict[str, list[float]]:
+        """What a checkpoint keeps."""
+        return {"first": list(self.first_K), "lowest": list(self.lowest_K)}
+
+    def load(self, values: Any) -> None:
+        """Go on from [`state`].
+
+        Raises:
+            ValueError: when it is none.
+        """
+        if not isinstance(values, Mapping):
+            raise ValueError("the checkpoint does not say how low CLID has been")
+        self.first_K, self.lowest_K = real_numbers(values, "first"), real_numbers(values, "lowest")
+        if len(self.first_K) != len(self.lowest_K):
+            raise ValueError("the first and the lowest CLID of a checkpoint must be of the same chunks")
 
 
 def warn_of_chance(alignment: float) -> None:

@@ -7,17 +7,16 @@ model is what was selected. What is selected survives with the run it belongs to
 import math
 from contextlib import closing, nullcontext
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from torch import nn
 
 from hf_clidmu.config import CLIDMUConfig
-from hf_clidmu.judge import Judge, Reading, is_higher, warn_of_chance
+from hf_clidmu.judge import Judge, Levels, Reading, warn_of_chance
 from hf_clidmu.precompute import FrozenBackbone
 from hf_clidmu.resumable import ResumableTrainer
 from hf_clidmu.snapshots import Snapshots, ensemble, selection_score
-from hf_clidmu.state import real_number, real_numbers
+from hf_clidmu.state import real_number
 
 
 SNAPSHOT_FOLDER = "snapshots"
@@ -30,14 +29,13 @@ class SelectingTrainer(ResumableTrainer):
     config: CLIDMUConfig
     judge: Judge
     reading: Reading  # of the last evaluation
-    _lowest_K: tuple[float, ...]  # CLID of the lowest state so far, chunk by chunk; empty before there is one
     snapshots: Snapshots
     backbone: FrozenBackbone | None = None
     eval_dataset: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.judge = self.snapshots = None  # type: ignore[assignment]
-        self._alignment, self._lowest_K = math.nan, ()
+        self._alignment, self._levels = math.nan, Levels()
         super().__init__(*args, **kwargs)
 
     def _bare(self) -> nn.Module:  # a walk over all modules
@@ -45,7 +43,7 @@ class SelectingTrainer(ResumableTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in [`ResumableTrainer`]; at the end the model is the one that was selected."""
-        self._alignment, self._lowest_K = math.nan, ()
+        self._alignment = math.nan
         result = super().train(*args, **kwargs)
         self.load_selected()
         warn_of_chance(self._alignment)
@@ -77,8 +75,8 @@ class SelectingTrainer(ResumableTrainer):
                 self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.is_in_train and self.snapshots is not None:
             score = selection_score(metrics, self.args.metric_for_best_model, self.args.greater_is_better)
-            if self._selects_by_clid():
-                score = self._level(score)
+            if self._selects_by_clid() and math.isfinite(score):
+                score = self._levels.see(self.reading.clid_K)
             if self.snapshots.add(self.state.global_step, score, self.model) and self._selects_by_clid():
                 self._alignment = metrics["eval_clid_alignment"]
             self.after_selection(metrics)
@@ -86,15 +84,6 @@ class SelectingTrainer(ResumableTrainer):
 
     def _selects_by_clid(self) -> bool:
         return (self.args.metric_for_best_model or "clid") in ("clid", "eval_clid") and not self.args.greater_is_better
-
-    def _level(self, score: float) -> float:
-        """CLID of a state; that of the lowest so far where the two cannot be told apart."""
-        if not math.isfinite(score):
-            return score
-        if not self._lowest_K or score < fmean(self._lowest_K):
-            self._lowest_K = self.reading.clid_K
-        apart = is_higher(self.reading.clid_K, self._lowest_K, self.config.selection_tolerance)
-        return score if apart else fmean(self._lowest_K)
 
     def after_selection(self, metrics: dict[str, float]) -> None:
         """Called in every process when an evaluation within training has taken its part in the selection."""
@@ -146,7 +135,7 @@ class SelectingTrainer(ResumableTrainer):
         self.snapshots.save_files(folder / SNAPSHOT_FOLDER)
         alignment = self._alignment if math.isfinite(self._alignment) else None
         kept = self.snapshots.save_kept_state()
-        return {"alignment": alignment, "lowest": list(self._lowest_K), "snapshots": kept}
+        return {"alignment": alignment, "levels": self._levels.state(), "snapshots": kept}
 
     def load_values(self, folder: Path, values: dict[str, Any]) -> None:
         """Continue the selection of a checkpoint.
@@ -157,7 +146,7 @@ class SelectingTrainer(ResumableTrainer):
         if self.snapshots is None:
             return
         self._alignment = real_number(values, "alignment")
-        self._lowest_K = real_numbers(values, "lowest")
+        self._levels.load(values.get("levels"))
         self.snapshots.load_files(folder / SNAPSHOT_FOLDER, values.get("snapshots"))
         self.accelerator.wait_for_everyone()
         self.snapshots.load_kept_state(values.get("snapshots"))

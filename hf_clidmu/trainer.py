@@ -33,7 +33,7 @@ from hf_clidmu.engines import refuse_engine
 from hf_clidmu.files import write_tensors
 from hf_clidmu.guard import Guard
 from hf_clidmu.head_first import HeadFirst
-from hf_clidmu.judge import Judge
+from hf_clidmu.judge import LEARNING_SHARE, Judge, Levels
 from hf_clidmu.ledger import Ledger
 from hf_clidmu.lookahead import LookAhead, MetaBatch
 from hf_clidmu.meters import Meters
@@ -471,7 +471,9 @@ class CLIDMUTrainer(PublishingTrainer):
             self._build_weighting()
         if self.config is not None and self.tap is not None:
             steps = self.state.max_steps
-            self._warmup = WarmUp(None if self._waits_for_clid() else self.config.warmup_of_meta(steps))
+            share = LEARNING_SHARE if self._judges_learning_features() else 0.0
+            self._levels = Levels(self.config.selection_tolerance, share)
+            self._warmup = WarmUp(None if self._waits_for_clid() else self.config.warmup_of_meta(steps), share)
             below = backbone_names(self.model, self.tap)
             by_default = self.reweights and self._is_pretrained() and self._head_first.applies(self.model, below)
             rests = self._warmup.has_turned if self.config.hold_features else None
@@ -487,14 +489,17 @@ class CLIDMUTrainer(PublishingTrainer):
         """Whether the warm-up lasts until CLID of samples that the model does not train on has turned."""
         if self.config.meta_warmup_steps is not None or self.judge is None or not self.reweights:
             return False
-        turns = self.judge.features_ND is None and self._judges_evaluation_samples()
         evaluations = {
             "no": 0,
             "steps": self.state.max_steps / max(self.state.eval_steps or 1, 1),
             "epoch": self.args.num_train_epochs,
         }[self.args.eval_strategy]
         selects = self.config.metric_for_best_model in ("clid", "eval_clid") and evaluations >= FEWEST_EVALUATIONS
-        return turns and selects and self.weighting.learns
+        return self._judges_learning_features() and selects and self.weighting.learns
+
+    def _judges_learning_features(self) -> bool:
+        """Whether CLID is measured by features that train along, on samples that do not train."""
+        return self.judge is not None and self.judge.features_ND is None and self._judges_evaluation_samples()
 
     def after_selection(self, metrics: dict[str, float]) -> None:
         if self.reweights and self._warmup.see(self.state.global_step, self.reading.clid_K):

@@ -6,6 +6,7 @@ it does not train on falls; once wrong labels are memorised, it rises.
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from hf_clidmu.judge import is_higher
@@ -26,10 +27,11 @@ class WarmUp:
 
     Args:
         steps: optimiser steps of plain cross-entropy; None waits for CLID to turn ([`see`]).
+        share: a rise of CLID by less than this share of what it has fallen by since the first reading is no turn.
     """
 
-    def __init__(self, steps: int | None = 0):
-        self.steps = steps
+    def __init__(self, steps: int | None = 0, share: float = 0.0):
+        self.steps, self._share = steps, share
         self._waits = steps is None
         self.readings: list[tuple[float, ...]] = []
 
@@ -53,9 +55,12 @@ class WarmUp:
         self.readings.append(tuple(clid_K))
         ends = range(_WINDOW, len(self.readings) + 1)
         windows = [_mean(self.readings[end - _WINDOW : end]) for end in ends]
-        means = [sum(window) for window in windows]
+        means = [fmean(window) for window in windows]
         lowest = means.index(min(means)) if means else 0
-        if len(means) - 1 - lowest < _PATIENCE or not is_higher(windows[-1], windows[lowest], _ERRORS):
+        if len(means) - 1 - lowest < _PATIENCE:
+            return False
+        margin = self._share * (fmean(self.readings[0]) - means[lowest])
+        if not is_higher(windows[-1], windows[lowest], _ERRORS, margin):
             return False
         self.steps = step
         return True

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from hf_clidmu.checkpoints import MANIFEST_NAME, choose, flaw, seal
 from hf_clidmu.files import read_tensors, write_json, write_tensors
 from hf_clidmu.guard import Guard
-from hf_clidmu.judge import Judge
+from hf_clidmu.judge import Judge, Levels
 from hf_clidmu.ledger import Ledger
 from hf_clidmu.meters import Meters
 from hf_clidmu.precompute import FeatureTable
 from hf_clidmu.snapshots import Snapshots
 from hf_clidmu.state import FOLDER, OptimizerState, load_state, real_number, save_state, whole_number
+from hf_clidmu.warmup import WarmUp
 from hf_clidmu.weighting import get_weighting
 
 
@@ -58,6 +59,8 @@ VALUES = {
     "meta_steps": 7,
     "last_logged": 3,
     "alignment": 1.5,
+    "levels": {"first": [4.5, 4.25], "lowest": [4.0, 4.125]},
+    "warmup": {"readings": [[4.5, 4.25], [4.0, 4.125]], "steps": None},
     "snapshots": [
         {"step": 2, "score": 0.5, "file": "step-2.safetensors"},
         {"step": 4, "score": None, "file": None},
@@ -85,6 +88,8 @@ def load_all(checkpoint, run_folder):
             part.load_state_dict(tensors[name])
     assert 0 <= whole_number(values, "meta_steps") and 0 <= whole_number(values, "last_logged")
     real_number(values, "alignment")
+    Levels().load(values.get("levels"))
+    WarmUp(None).load(values.get("warmup"))
     snapshots = Snapshots(run_folder, 2)
     snapshots.load_files(checkpoint / FOLDER / "snapshots", values.get("snapshots"))
     snapshots.load_kept_state(values.get("snapshots"))

@@ -1,5 +1,7 @@
 """The judge: the same samples, the same chunks, the same number, and no trace of having been there."""
 
+import json
+
 import pytest
 import torch
 from tiny_models import tiny_batch, tiny_classifier
@@ -9,7 +11,7 @@ from transformers import default_data_collator
 from hf_clidmu.batches import IndexedDataset, SampleCollator
 from hf_clidmu.classifier import ClassifierTap
 from hf_clidmu.divergence import clid
-from hf_clidmu.judge import Judge, is_higher
+from hf_clidmu.judge import Judge, Levels, is_higher
 
 
 CPU = torch.device("cpu")
@@ -166,6 +168,39 @@ def test_two_states_are_told_apart_chunk_by_chunk(difference_K, tolerance, expec
     lowest_K = [4.5, 4.6, 4.4][: len(difference_K)]
     clid_K = [low + difference for low, difference in zip(lowest_K, difference_K, strict=True)]
     assert is_higher(clid_K, lowest_K, tolerance) is expected
+
+
+def test_states_level_with_the_lowest_stand_at_its_clid():
+    levels = Levels(tolerance=1.1)
+    states = [(5.0, 5.0, 5.0), (3.0, 3.0, 3.0), (3.2, 2.9, 3.2), (3.2, 3.1, 3.2), (2.9, 2.9, 2.9), (3.2, 2.9, 3.2)]
+    assert [levels.see(state) for state in states] == pytest.approx([5.0, 3.0, 3.0, 9.5 / 3, 2.9, 9.3 / 3])
+
+
+def test_a_rise_by_a_small_share_of_the_fall_is_none():
+    levels = Levels(share=0.2)
+    assert [levels.see((value,)) for value in (5.0, 3.0, 3.39, 3.41, 2.0, 2.59, 2.61)] == pytest.approx(
+        [5.0, 3.0, 3.0, 3.41, 2.0, 2.0, 2.61]
+    )
+
+
+def test_levels_go_on_from_what_a_checkpoint_keeps():
+    whole, first, second = (Levels(1.0, 0.2) for _ in range(3))
+    states = [(4.0, 4.2), (3.0, 3.1), (3.1, 3.0), (3.3, 3.2)]
+    expected = [whole.see(state) for state in states]
+    found = [first.see(state) for state in states[:2]]
+    second.load(json.loads(json.dumps(first.state())))
+    assert found + [second.see(state) for state in states[2:]] == expected
+    empty = Levels()
+    empty.load(Levels().state())
+    assert empty.lowest_K == ()
+
+
+@pytest.mark.parametrize(
+    "state", [None, {}, {"first": [1.0]}, {"first": [1.0], "lowest": ["x"]}, {"first": [1.0], "lowest": [1.0, 2.0]}]
+)
+def test_levels_that_are_none_are_refused(state):
+    with pytest.raises(ValueError, match=r"CLID|saved state"):
+        Levels().load(state)
 
 
 def test_alignment_tells_predictions_that_follow_the_features_from_others():

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 
 from hf_clidmu.batches import INDEX_COLUMN, IndexedDataset
 from hf_clidmu.config import CLIDMUConfig
-from hf_clidmu.judge import Reading
+from hf_clidmu.judge import LEARNING_SHARE, Reading
 from hf_clidmu.trainer import LEDGER_NAME, CLIDMUTrainer
 from hf_clidmu.weighting import Weighting, available_weightings
 
@@ -387,7 +387,7 @@ def test_freeze_that_leaves_nothing_to_do_is_an_error(freeze, message, tmp_path)
 # ---- the warm-up of a network with random weights --------------------------------------------------------------------
 
 
-CLID_THAT_TURNS = [5.0, 4.0, 3.0, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 6.0]
+CLID_THAT_TURNS = [5.0, 4.0, 3.0, 2.0, 2.7, 3.2, 3.7, 4.2, 4.7, 6.0]
 
 
 class Turning(CLIDMUTrainer):
@@ -487,6 +487,7 @@ def test_features_that_train_along_judge_samples_that_do_not(changes, source, tm
     run = train("bert", tmp_path, **given)
     assert sorted(run.judge.rows) == list(range(source))
     assert (len(run._warmup.readings) > 0) == (source == 200 and not changes)
+    assert run._levels.share == (LEARNING_SHARE if source == 200 and not changes else 0)
     assert run._warmup.steps == 1 or run._warmup.readings
 
 
@@ -690,7 +691,7 @@ def test_a_selection_that_chance_could_have_made_is_said(informative, tmp_path, 
             self.features_ND = None
 
         def read(self, model, device):
-            return Reading(4.0, 12.0 if informative else 1.2)
+            return Reading((4.0, 4.0), 12.0 if informative else 1.2)
 
     monkeypatch.setattr("hf_clidmu.trainer.Judge", Told)
     with caplog.at_level(logging.WARNING):

@@ -45,6 +45,13 @@ def test_a_rise_that_few_samples_make_is_no_turn():
     assert any(warmup.see(step, rising) for step in range(23, 26))
 
 
+def test_a_rise_by_a_small_share_of_the_fall_is_no_turn():
+    fall, small, large = [[5.0], [3.0], [3.0], [3.0]], [[3.3]] * 20, [[3.5]] * 7  # of a fall by 2
+    warmup = WarmUp(None, share=0.2)
+    assert not any(warmup.see(step, reading) for step, reading in enumerate([*fall, *small]))
+    assert any(warmup.see(step, reading) for step, reading in enumerate(large, 24))
+
+
 @pytest.mark.parametrize("stop", [0, 2, 5, 8, 9, 10])
 def test_a_resumed_warm_up_ends_where_it_would_have(stop):
     whole, first, second = WarmUp(None), WarmUp(None), WarmUp(None)
