@@ -28,7 +28,7 @@ MINIMUM_ALIGNMENT = 3.0
 
 #: Features that train along change CLID by themselves: a rise by less than this share of what it has fallen by before
 #: is no rise.
-LEARNING_SHARE = 0.2
+LEARNING_SHARE = 0.3
 
 
 @dataclass

@@ -387,7 +387,7 @@ def test_freeze_that_leaves_nothing_to_do_is_an_error(freeze, message, tmp_path)
 # ---- the warm-up of a network with random weights --------------------------------------------------------------------
 
 
-CLID_THAT_TURNS = [5.0, 4.0, 3.0, 2.0, 2.7, 3.2, 3.7, 4.2, 4.7, 6.0]
+CLID_THAT_TURNS = [5.0, 4.0, 3.0, 2.0, 3.0, 3.3, 3.8, 4.3, 4.8, 6.0]
 
 
 class Turning(CLIDMUTrainer):
