@@ -47,9 +47,9 @@ class CLIDMUConfig(TrainingArguments):
         meta_warmup_steps (`float`, *optional*):
             Plain cross-entropy for so many optimiser steps first; a number below 1 is a share of all steps. Defaults
             to 0.1 where CLID judges by pretrained features. A network with random weights has to learn its features
-            first: plain cross-entropy then lasts until CLID of evaluation samples has stopped falling (the mean of
-            three evaluations has found no new minimum four times, and lies above it by three standard errors), and
-            training goes on from the best state so far.
+            first: plain cross-entropy then lasts until CLID of evaluation samples has risen (the mean of
+            three evaluations has found no new minimum four times, and lies above it by three standard errors and
+            three tenths of the fall), and training goes on from the selected state.
             Without an evaluation set it is 0.1 there, too.
         hold_features (`bool`, *optional*, defaults to `True`):
             After a warm-up that CLID ended, train the head alone, and keep the features of the state that training
@@ -124,8 +124,9 @@ class CLIDMUConfig(TrainingArguments):
             Samples `eval_clid` is measured on; a smaller set is used whole.
         selection_tolerance (`float`, *optional*, defaults to `1.0`):
             Of the states whose CLID lies above the lowest by no more than so many standard errors (of the difference,
-            chunk by chunk of the judge set), the latest is selected: nothing but chance may lie between them. `0`
-            selects the lowest.
+            chunk by chunk of the judge set), the latest is selected: nothing but chance may lie between them. Where
+            features train along, a rise by three tenths of what CLID has fallen by does not count either. `0` selects
+            the lowest, but for that.
 
     > Parameters that control what is kept
 

@@ -503,7 +503,7 @@ class CLIDMUTrainer(PublishingTrainer):
 
     def after_selection(self, metrics: dict[str, float]) -> None:
         if self.reweights and self._warmup.see(self.state.global_step, self.reading.clid_K):
-            logger.info("CLID has stopped falling: back to the best state so far, and on with the weighting.")
+            logger.info("CLID has risen: back to the selected state, and on with the weighting.")
             self.load_selected()
 
     _micro_step, _drawn_at = 0, -1
