@@ -82,7 +82,7 @@ def summary(cells: list[dict[str, Any]]) -> str:
         rival = max(rivals, key=lambda name: _mean(rivals[name], selected), default=None)
         named = "" if rival is None else f"{_spread(rivals[rival], selected, 100, 1)} ({rival.removesuffix(_RIVAL)})"
         upper = next((runs for name, runs in methods.items() if name.startswith(_UPPER)), [])
-        gain = f"{100 * (_mean(ours, selected) - _mean(plain, last)):+.1f}" if ours and plain else ""
+        gain = f"{round(100 * (_mean(ours, selected) - _mean(plain, last)), 1) + 0.0:+.1f}" if ours and plain else ""
         texts = [corpus, str(len(ours)), _spread(plain, last, 100, 1), named, _spread(ours, selected, 100, 1), gain]
         rows.append([*texts, _spread(upper, selected, 100, 1)])
     filled = [column for column in range(len(headings)) if any(row[column] for row in rows)]
