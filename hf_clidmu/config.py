@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from hf_clidmu.lookahead import PRECONDITIONERS, TANGENTS
 from hf_clidmu.objectives import available_objectives
 from hf_clidmu.snapshots import SNAPSHOT_MODES
-from hf_clidmu.weighting import available_weightings
+from hf_clidmu.weighting import Weighting, available_weightings, get_weighting
 
 
 META_SOURCES = ("subset", "batch", "dataset")
@@ -60,6 +60,10 @@ class CLIDMUConfig(TrainingArguments):
             meta step was not finite or the weights collapsed (all zero, or one sample takes all).
         kl_weight (`float`, *optional*, defaults to `0.0`):
             Weight of VRI's KL term in the outer loss.
+        loss_q (`float`, *optional*, defaults to `0.35`):
+            What is weighted is the generalised cross-entropy `(1 - p_y^q) / q` of each given label, which the labels
+            that the model finds unlikely pull less: between cross-entropy (0, as published) and `1 - p_y` (1). The
+            warm-up is plain cross-entropy.
 
     > Parameters that control the look-ahead
 
@@ -120,8 +124,9 @@ class CLIDMUConfig(TrainingArguments):
             `eval` for the model's own where there is an evaluation set of 200 samples or more: features that train
             along put samples with memorised labels where their labels say, so that CLID of *training* samples falls
             to the end.
-        judge_size (`int`, *optional*, defaults to `1000`):
-            Samples `eval_clid` is measured on; a smaller set is used whole.
+        judge_size (`int`, *optional*):
+            Samples `eval_clid` is measured on; a smaller set is used whole. Defaults to 1000, and to 4000 where the
+            outputs of a frozen encoder are stored, which leaves little to compute.
         selection_tolerance (`float`, *optional*, defaults to `1.0`):
             Of the states whose CLID lies above the lowest by no more than so many standard errors (of the difference,
             chunk by chunk of the judge set), the latest is selected: nothing but chance may lie between them. Where
@@ -217,6 +222,9 @@ class CLIDMUConfig(TrainingArguments):
         default=10, metadata={"help": "Bad meta steps in a row before the weighting is left out."}
     )
     kl_weight: float = field(default=0.0, metadata={"help": "Weight of VRI's KL term in the outer loss."})
+    loss_q: float = field(
+        default=0.35, metadata={"help": "Exponent of the generalised cross-entropy that is weighted; 0: cross-entropy."}
+    )
 
     # The look-ahead
     scope: str = field(
@@ -266,7 +274,10 @@ class CLIDMUConfig(TrainingArguments):
     judge_source: str = field(
         default="auto", metadata={"help": "Where eval_clid is measured: train, eval (labels are not read) or auto."}
     )
-    judge_size: int = field(default=1000, metadata={"help": "Samples that eval_clid is measured on."})
+    judge_size: int | None = field(
+        default=None,
+        metadata={"help": "Samples that eval_clid is measured on (default: 1000, or 4000 above a frozen encoder)."},
+    )
     selection_tolerance: float = field(
         default=1.0, metadata={"help": "Standard errors of CLID within which a later state is as good as the lowest."}
     )
@@ -318,11 +329,11 @@ class CLIDMUConfig(TrainingArguments):
         _one_of("judge_source", self.judge_source, JUDGE_SOURCES)
         _one_of("snapshot_mode", self.snapshot_mode, SNAPSHOT_MODES)
         _one_of("meta_optim", self.meta_optim, ("adam", "sgd"))
-        counts = ("meta_every", "meta_patience", "judge_size", "snapshot_top_k")
+        counts = ("meta_every", "meta_patience", "snapshot_top_k")
         for name in ("temperature", "meta_learning_rate", *counts):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("meta_size", "meta_batch_size", "lookahead_lr", "head_learning_rate"):
+        for name in ("meta_size", "meta_batch_size", "judge_size", "lookahead_lr", "head_learning_rate"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("meta_warmup_steps", "kl_weight", "meta_weight_decay", "head_steps", "selection_tolerance"):
@@ -334,6 +345,8 @@ class CLIDMUConfig(TrainingArguments):
             raise ValueError(f"meta_source='batch' needs scope='head', not scope='{self.scope}'")
         if self.head_steps and self.freeze == "backbone":
             raise ValueError("freeze='backbone' trains nothing but the head: leave head_steps out")
+        if not 0 <= self.loss_q <= 1:
+            raise ValueError(f"loss_q must be in [0, 1], got {self.loss_q}")
         if self.kl_weight and self.weighting != "vri":
             raise ValueError(f"kl_weight is a term of weighting='vri', not of '{self.weighting}'")
 
@@ -353,6 +366,10 @@ class CLIDMUConfig(TrainingArguments):
             for name, default in declared.items()
             if values[name] != _as_value(default) and not (_is_nothing(default) and _is_nothing(values[name]))
         }
+
+    def build_weighting(self, num_labels: int, feature_size: int) -> Weighting:
+        """A fresh weighting as these settings describe it, for a classifier of C classes and D features."""
+        return get_weighting(self.weighting, num_labels, feature_size, self.kl_weight, self.loss_q)
 
     def warmup_of_meta(self, max_steps: int) -> int:
         """Steps of plain cross-entropy before the first meta step, in a run of `max_steps`."""

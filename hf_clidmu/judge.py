@@ -6,26 +6,28 @@ Shape suffixes: N judging samples, K chunks of them, C classes, D features.
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_clidmu.batches import Collator
 from hf_clidmu.classifier import ClassifierTap, forked_random_state
 from hf_clidmu.divergence import centred, certain, chunks, clid, shuffled_clid
 from hf_clidmu.precompute import checked_features, encode
-from hf_clidmu.state import real_numbers
+from hf_clidmu.state import real_number, real_numbers
 
 
 logger = logging.getLogger(__name__)
 
 #: Below this t-value a state's CLID cannot be told from that of its predictions in random order.
 MINIMUM_ALIGNMENT = 3.0
-
-
+#: Below this share of the clustering that the features have, the classes are not what the features are about.
+MINIMUM_SHARE = 0.4
+_SAMPLES_PER_CLUSTER = 10  # k-means of fewer finds clusters in anything
 #: Features that train along change CLID by themselves: a rise by less than this share of what it has fallen by before
 #: is no rise.
 LEARNING_SHARE = 0.3
@@ -59,6 +61,7 @@ class Judge:
     chunk_size: int = 100
     by_class: bool = True
     centred: bool = True
+    _attainable: dict[int, float] = field(default_factory=dict, init=False, repr=False)
 
     def clid(self, model: nn.Module, device: torch.device) -> float:
         """CLID of the model as it is. Changes neither the model nor any random state."""
@@ -75,7 +78,25 @@ class Judge:
         parts = [(features_ND[chunk], logits_NC[chunk]) for chunk in chunks(len(logits_NC), self.chunk_size)]
         clid_K = torch.stack([clid(*part, self.temperature) for part in parts])
         gain_K = torch.stack([shuffled_clid(*part, self.temperature) for part in parts]) - clid_K
-        return Reading(tuple(clid_K.tolist()), _t_value(gain_K))
+        share = float(gain_K.mean()) / self._attainable_gain(features_ND, logits_NC.shape[1])
+        return Reading(tuple(clid_K.tolist()), _t_value(gain_K), share)
+
+    def _attainable_gain(self, features_ND: Tensor, num_labels: int) -> float:
+        """What the features' own clusters, one a class, gain over chance; NaN where it cannot be compared with."""
+        enough = len(features_ND) >= _SAMPLES_PER_CLUSTER * num_labels
+        if self.features_ND is None or not self.by_class or not enough:
+            return math.nan
+        if num_labels not in self._attainable:
+            cluster_N = _clusters(features_ND, num_labels)
+            logits_NC = certain(F.one_hot(cluster_N, num_labels).to(features_ND.dtype))
+            gains = [
+                shuffled_clid(features_ND[chunk], logits_NC[chunk], self.temperature)
+                - clid(features_ND[chunk], logits_NC[chunk], self.temperature)
+                for chunk in chunks(len(features_ND), self.chunk_size)
+            ]
+            gain = float(torch.stack(gains).mean())
+            self._attainable[num_labels] = gain if gain > 0 else math.nan
+        return self._attainable[num_labels]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The fixed features, of the model before training: a resumed run no longer has it."""
@@ -88,6 +109,7 @@ class Judge:
             ValueError: when they are not those of these rows.
         """
         self.features_ND = checked_features(state, len(self.rows))
+        self._attainable.clear()
 
 
 @dataclass(frozen=True)
@@ -98,10 +120,14 @@ class Reading:
         clid_K: CLID of each chunk.
         alignment: t-value over the chunks of how far CLID lies below that of the same predictions in random order;
             near zero, features and predictions have nothing to do with one another. NaN for a single chunk.
+        share: how far CLID lies below that of the same predictions in random order, as a share of what the features'
+            own clusters (k-means, one a class) reach: near one, the classes are those clusters. NaN where the features
+            train along, where probabilities are compared, and for fewer than 10 samples a class.
     """
 
     clid_K: tuple[float, ...]
     alignment: float
+    share: float = math.nan
 
     @property
     def clid(self) -> float:
@@ -132,28 +158,42 @@ class Levels:
         tolerance: standard errors of the difference within which they cannot.
         share: nor can they within this share of what CLID has fallen by since the first state.
 
+    All states stand level where the lowest has less than [`MINIMUM_SHARE`] of the clustering that its features allow:
+    CLID then says what the features are about, and that is not the classes.
+
     Attributes:
         first_K: CLID of the first state, chunk by chunk; empty before there is one.
         lowest_K: of the lowest state so far.
+        clustering: that state's share of the features' clustering ([`Reading.share`]).
     """
 
     def __init__(self, tolerance: float = 0.0, share: float = 0.0):
         self.tolerance, self.share = tolerance, share
         self.first_K: tuple[float, ...] = ()
         self.lowest_K: tuple[float, ...] = ()
+        self.clustering = math.nan
 
-    def see(self, clid_K: tuple[float, ...]) -> float:
+    @property
+    def is_blind(self) -> bool:
+        """Whether the classes are not what the features are about."""
+        return self.clustering < MINIMUM_SHARE
+
+    def see(self, reading: Reading) -> float:
         """Hear of a state; returns its CLID, or that of the lowest so far if it is level with that."""
+        clid_K = reading.clid_K
         self.first_K = self.first_K or clid_K
         if not self.lowest_K or fmean(clid_K) < fmean(self.lowest_K):
-            self.lowest_K = clid_K
+            self.lowest_K, self.clustering = clid_K, reading.share
         lowest = fmean(self.lowest_K)
+        if self.is_blind:
+            return lowest
         margin = self.share * (fmean(self.first_K) - lowest)
         return fmean(clid_K) if is_higher(clid_K, self.lowest_K, self.tolerance, margin) else lowest
 
-    def state(self) -> dict[str, list[float]]:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"first": list(self.first_K), "lowest": list(self.lowest_K)}
+        clustering = self.clustering if math.isfinite(self.clustering) else None
+        return {"first": list(self.first_K), "lowest": list(self.lowest_K), "clustering": clustering}
 
     def load(self, values: Any) -> None:
         """Go on from [`state`].
@@ -166,17 +206,38 @@ class Levels:
         self.first_K, self.lowest_K = real_numbers(values, "first"), real_numbers(values, "lowest")
         if len(self.first_K) != len(self.lowest_K):
             raise ValueError("the first and the lowest CLID of a checkpoint must be of the same chunks")
+        self.clustering = real_number(values, "clustering")
 
 
-def warn_of_chance(alignment: float) -> None:
-    """Say so when chance could have selected as well; NaN, where nothing was measured, says nothing."""
-    if alignment < MINIMUM_ALIGNMENT:
+def warn_of_chance(alignment: float, clustering: float = math.nan) -> None:
+    """Say so when CLID could not select, or chance could have as well; NaN, where nothing was measured, says nothing.
+
+    Args:
+        alignment: of the selected state, see [`Reading`].
+        clustering: of the lowest state, see [`Levels`].
+    """
+    if clustering < MINIMUM_SHARE:
+        logger.warning(
+            "CLID did not select: the predicted classes have %.0f %% of the clustering that the features allow, so "
+            "these features are about something else. The model is that of the last evaluation. Compare it with others "
+            "on labels that you trust, or start from a model that was trained to tell such classes apart.",
+            100 * clustering,
+        )
+    elif alignment < MINIMUM_ALIGNMENT:
         logger.warning(
             "The selection is not to be trusted: CLID of the selected state is no better than that of its predictions "
             "in random order (t = %.1f). Features and classes have little in common here. Compare with the last step, "
             "or start from a model that knows this kind of data.",
             alignment,
         )
+
+
+def _clusters(features_ND: Tensor, count: int) -> Tensor:
+    """k-means of the features' directions: a cluster of each row, (N,)."""
+    from sklearn.cluster import KMeans  # half a second that only a judge should pay
+
+    unit_ND = F.normalize(features_ND.double(), dim=1).cpu().numpy()
+    return torch.from_numpy(KMeans(count, n_init=3, random_state=0).fit_predict(unit_ND)).long()
 
 
 def _t_value(values_K: Tensor) -> float:

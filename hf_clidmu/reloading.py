@@ -15,7 +15,7 @@ from hf_clidmu.classifier import ClassifierTap
 from hf_clidmu.config import CLIDMUConfig
 from hf_clidmu.files import read_tensors
 from hf_clidmu.state import FOLDER
-from hf_clidmu.weighting import Weighting, get_weighting
+from hf_clidmu.weighting import Weighting
 
 
 WEIGHTING_NAME, LEDGER_STATE_NAME = "weighting.safetensors", "ledger.safetensors"
@@ -103,7 +103,7 @@ def _weighting(folder: Path, model: Any, config: CLIDMUConfig) -> Weighting | No
     if config.weighting == "none" or not path.is_file():
         return None
     tap = ClassifierTap(model, config.classifier_module)
-    weighting = get_weighting(config.weighting, tap.num_labels, tap.feature_size, config.kl_weight)
+    weighting = config.build_weighting(tap.num_labels, tap.feature_size)
     state = read_tensors(path)
     wanted = {name: tuple(parameter.shape) for name, parameter in weighting.named_parameters()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -46,7 +46,7 @@ class SelectingTrainer(ResumableTrainer):
         self._alignment = math.nan
         result = super().train(*args, **kwargs)
         self.load_selected()
-        warn_of_chance(self._alignment)
+        warn_of_chance(self._alignment, self._levels.clustering)
         return result
 
     def load_selected(self) -> None:
@@ -70,13 +70,13 @@ class SelectingTrainer(ResumableTrainer):
             if one_clid := "eval_clid" not in metrics:  # no single evaluation loop carried it
                 metrics.update(self._judged())
         if one_clid:
-            self.log({name: metrics[name] for name in ("eval_clid", "eval_clid_alignment")})
+            self.log({name: value for name, value in metrics.items() if name.startswith("eval_clid")})
             if given is None:
                 self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.is_in_train and self.snapshots is not None:
             score = selection_score(metrics, self.args.metric_for_best_model, self.args.greater_is_better)
             if self._selects_by_clid() and math.isfinite(score):
-                score = self._levels.see(self.reading.clid_K)
+                score = self._levels.see(self.reading)
             if self.snapshots.add(self.state.global_step, score, self.model) and self._selects_by_clid():
                 self._alignment = metrics["eval_clid_alignment"]
             self.after_selection(metrics)
@@ -98,7 +98,8 @@ class SelectingTrainer(ResumableTrainer):
 
     def _judged(self) -> dict[str, float]:
         self.reading = self.processes.share(self.judge.read(self._bare(), self.args.device))
-        return {"eval_clid": self.reading.clid, "eval_clid_alignment": self.reading.alignment}
+        metrics = {"eval_clid": self.reading.clid, "eval_clid_alignment": self.reading.alignment}
+        return metrics | ({} if math.isnan(self.reading.share) else {"eval_clid_share": self.reading.share})
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """As in Trainer. With `snapshot_mode="ensemble"` the predictions are log mean probabilities of the best k."""

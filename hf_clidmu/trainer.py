@@ -53,7 +53,7 @@ from hf_clidmu.sharding import Shares, is_spread
 from hf_clidmu.snapshots import Snapshots
 from hf_clidmu.state import FOLDER, OptimizerState, whole_number
 from hf_clidmu.warmup import FEWEST_EVALUATIONS, WarmUp
-from hf_clidmu.weighting import Weighting, WeightingBatch, get_weighting
+from hf_clidmu.weighting import Weighting, WeightingBatch
 
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ logger = logging.getLogger(__name__)
 LEDGER_NAME = "ledger.parquet"
 _DEFAULT_META_SIZE = 1000
 _HEAD_STEP_SIZE = 0.1
+_JUDGES, _MORE_JUDGES = 1000, 4000  # the latter where a frozen backbone leaves little to compute
 _FEWEST_JUDGES = 200  # of an evaluation set that is taken unasked: CLID of fewer samples is mostly chance
 # Streams of derived seeds, one per purpose.
 _WEIGHTING, _DRAWS, _META, _MASKS, _JUDGE, _AUGMENTATION = range(6)
@@ -371,9 +372,8 @@ class CLIDMUTrainer(PublishingTrainer):
         source = self.eval_dataset if self._judges_evaluation_samples() else dataset
         if source is None or isinstance(source, dict):
             raise ValueError("judge_source='eval' needs one eval_dataset (its labels are not read)")
-        rows = random_rows(
-            len(source), min(config.judge_size, len(source)), derive_seed(self.args.seed, _JUDGE), "judge_size"
-        )
+        size = config.judge_size or (_MORE_JUDGES if self.backbone is not None else _JUDGES)
+        rows = random_rows(len(source), min(size, len(source)), derive_seed(self.args.seed, _JUDGE), "judge_size")
         assert self._encodings is not None
         by_pretrained = self._by_pretrained(config.judge_features)
         self.judge = Judge(
@@ -513,7 +513,7 @@ class CLIDMUTrainer(PublishingTrainer):
         same_everywhere = derive_seed(self.args.seed, _WEIGHTING)
         with forked_random_state(self.args.device, same_everywhere):
             if self._given_weighting is None:
-                self.weighting = get_weighting(config.weighting, tap.num_labels, tap.feature_size, config.kl_weight)
+                self.weighting = config.build_weighting(tap.num_labels, tap.feature_size)
         self.weighting.to(self.args.device, tap.weight_CD.dtype if tap.weight_CD.dtype == torch.float64 else None)
         self.weighting.processes = self.processes
         self.processes.check_identical("the weighting", self.weighting.state_dict())

@@ -39,6 +39,7 @@ OTHER = {
     "selection_tolerance": "0.5",
     "meta_patience": "7",
     "kl_weight": "0.25",
+    "loss_q": "0.2",
     "scope": "all",
     "tangent": "forward",
     "lookahead": "false",

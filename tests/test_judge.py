@@ -1,6 +1,7 @@
 """The judge: the same samples, the same chunks, the same number, and no trace of having been there."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from transformers import default_data_collator
 from hf_clidmu.batches import IndexedDataset, SampleCollator
 from hf_clidmu.classifier import ClassifierTap
 from hf_clidmu.divergence import clid
-from hf_clidmu.judge import Judge, Levels, is_higher
+from hf_clidmu.judge import Judge, Levels, Reading, is_higher, warn_of_chance
+from hf_clidmu.precompute import Encoded
 
 
 CPU = torch.device("cpu")
@@ -170,33 +172,49 @@ def test_two_states_are_told_apart_chunk_by_chunk(difference_K, tolerance, expec
     assert is_higher(clid_K, lowest_K, tolerance) is expected
 
 
+def reading(*clid_K, share=math.nan):
+    return Reading(clid_K, 9.0, share)
+
+
 def test_states_level_with_the_lowest_stand_at_its_clid():
     levels = Levels(tolerance=1.1)
     states = [(5.0, 5.0, 5.0), (3.0, 3.0, 3.0), (3.2, 2.9, 3.2), (3.2, 3.1, 3.2), (2.9, 2.9, 2.9), (3.2, 2.9, 3.2)]
-    assert [levels.see(state) for state in states] == pytest.approx([5.0, 3.0, 3.0, 9.5 / 3, 2.9, 9.3 / 3])
+    assert [levels.see(reading(*state)) for state in states] == pytest.approx([5.0, 3.0, 3.0, 9.5 / 3, 2.9, 9.3 / 3])
 
 
 def test_a_rise_by_a_small_share_of_the_fall_is_none():
     levels = Levels(share=0.2)
-    assert [levels.see((value,)) for value in (5.0, 3.0, 3.39, 3.41, 2.0, 2.59, 2.61)] == pytest.approx(
+    assert [levels.see(reading(value)) for value in (5.0, 3.0, 3.39, 3.41, 2.0, 2.59, 2.61)] == pytest.approx(
         [5.0, 3.0, 3.0, 3.41, 2.0, 2.0, 2.61]
     )
+
+
+def test_all_states_are_level_while_the_classes_are_not_what_the_features_are_about():
+    levels = Levels()
+    states = [(3.0, 0.1), (2.0, 0.2), (2.5, 0.9), (2.9, 0.3), (1.5, 0.5), (1.9, 0.1)]
+    assert [levels.see(reading(clid, share=share)) for clid, share in states] == [3.0, 2.0, 2.0, 2.0, 1.5, 1.9]
+    assert not levels.is_blind
 
 
 def test_levels_go_on_from_what_a_checkpoint_keeps():
     whole, first, second = (Levels(1.0, 0.2) for _ in range(3))
     states = [(4.0, 4.2), (3.0, 3.1), (3.1, 3.0), (3.3, 3.2)]
+    states = [reading(*state, share=0.3) for state in states]
     expected = [whole.see(state) for state in states]
     found = [first.see(state) for state in states[:2]]
     second.load(json.loads(json.dumps(first.state())))
+    assert second.is_blind
     assert found + [second.see(state) for state in states[2:]] == expected
     empty = Levels()
     empty.load(Levels().state())
     assert empty.lowest_K == ()
+    assert not empty.is_blind
 
 
 @pytest.mark.parametrize(
-    "state", [None, {}, {"first": [1.0]}, {"first": [1.0], "lowest": ["x"]}, {"first": [1.0], "lowest": [1.0, 2.0]}]
+    "state",
+    [None, {}, {"first": [1.0]}, {"first": [1.0], "lowest": ["x"]}, {"first": [1.0], "lowest": [1.0, 2.0]}]
+    + [{"first": [1.0], "lowest": [1.0]}, {"first": [1.0], "lowest": [1.0], "clustering": "x"}],
 )
 def test_levels_that_are_none_are_refused(state):
     with pytest.raises(ValueError, match=r"CLID|saved state"):
@@ -226,3 +244,51 @@ def test_alignment_tells_predictions_that_follow_the_features_from_others():
     assert judge.read(model, CPU).alignment == pytest.approx(0, abs=1e-3)  # one class for all
     judge.chunk_size = 60
     assert torch.tensor(judge.read(model, CPU).alignment).isnan()
+
+
+def test_the_share_of_the_clustering_is_one_for_the_clusters_and_small_for_what_lies_across_them():
+    """Two factors: a strong one that the features cluster by, and a weak one beside it."""
+    generator = torch.Generator().manual_seed(0)
+    model = tiny_classifier("bert")
+    strong_N, weak_N = (torch.randint(2, (200,), generator=generator) for _ in range(2))
+    features_ND = 0.05 * torch.randn(200, model.config.hidden_size, generator=generator)
+    features_ND[:, 0] += 2.0 * strong_N - 1
+    features_ND[:, 1] += 0.4 * weak_N - 0.2
+    shares = {}
+    for name, said_N in {"strong": strong_N, "weak": weak_N, "chance": torch.arange(200) % 2}.items():
+        judge = Told(said_N, features_ND)
+        shares[name] = judge.read(model, CPU).share
+    assert shares["strong"] == pytest.approx(1, abs=1e-6)
+    assert 0 < shares["weak"] < 0.1
+    assert abs(shares["chance"]) < 0.1
+    assert math.isnan(Told(strong_N, features_ND, by_class=False).read(model, CPU).share)
+    assert math.isnan(Told(strong_N[:19], features_ND[:19]).read(model, CPU).share)  # ten samples a class, or none
+
+
+class Told(Judge):
+    """A judge of features and classes that are given."""
+
+    def __init__(self, said_N, features_ND, **changes):
+        model = tiny_classifier("bert", num_labels=2)
+        dataset = IndexedDataset(Samples("bert", size=len(said_N)))
+        collate = SampleCollator(default_data_collator)
+        rows = list(range(len(said_N)))
+        super().__init__(ClassifierTap(model), dataset, rows, collate, 50, 0.5, features_ND, chunk_size=100, **changes)
+        self.said_N = said_N
+
+    def read(self, model, device, monkey=pytest.MonkeyPatch):
+        logits_NC = torch.nn.functional.one_hot(self.said_N, 2).float()
+        seen = Encoded(self.features_ND, logits_NC, self.features_ND, None, None)
+        with monkey.context() as patch:
+            patch.setattr("hf_clidmu.judge.encode", lambda *_, **__: seen)
+            return super().read(model, device)
+
+
+@pytest.mark.parametrize(
+    ("alignment", "clustering", "said"),
+    [(9.0, 0.9, ""), (9.0, math.nan, ""), (1.0, 0.9, "not to be trusted"), (9.0, 0.2, "20 % of the clustering")],
+)
+def test_what_kept_clid_from_selecting_is_said(alignment, clustering, said, caplog):
+    warn_of_chance(alignment, clustering)
+    assert said in caplog.text
+    assert bool(caplog.text) == bool(said)

@@ -435,6 +435,20 @@ class Scripted(CLIDMUTrainer):
         return {"eval_clid": self.reading.clid, "eval_clid_alignment": float(self.state.global_step)}
 
 
+def test_where_clid_knows_nothing_of_the_classes_the_last_evaluation_is_selected(tmp_path, caplog):
+    class Blind(Scripted):
+        def _judged(self):
+            metrics = super()._judged()
+            self.reading = Reading(self.reading.clid_K, 9.0, 0.3)
+            return metrics
+
+    common = {"eval_strategy": "steps", "eval_steps": 1, "snapshot_top_k": 1, "selection_tolerance": 0.0}
+    with caplog.at_level(logging.WARNING):
+        run = train("bert", tmp_path, trainer=Blind, **common)
+    assert run.snapshots.best.step == 6
+    assert "30 % of the clustering" in caplog.text
+
+
 @pytest.mark.parametrize(("tolerance", "selected"), [(0.0, 4), (1.0, 5), (20.0, 6)])
 @pytest.mark.parametrize("stop", [None, 4])
 def test_the_latest_state_that_cannot_be_told_from_the_lowest_is_selected(tolerance, selected, stop, tmp_path):

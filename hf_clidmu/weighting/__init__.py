@@ -5,6 +5,7 @@ from collections.abc import Callable
 from hf_clidmu.weighting.base import SampleWeighting, Weighting, WeightingBatch
 from hf_clidmu.weighting.context import ContextNet, label_margin
 from hf_clidmu.weighting.free import FreeWeighting
+from hf_clidmu.weighting.losses import generalized_cross_entropy
 from hf_clidmu.weighting.robust import EarlyLearning, GeneralizedCrossEntropy, RobustLoss, SymmetricCrossEntropy
 from hf_clidmu.weighting.vri import VRI
 from hf_clidmu.weighting.wnet import WNet
@@ -37,15 +38,27 @@ def available_weightings() -> list[str]:
     return sorted([*_BUILDERS, "none"])
 
 
-def get_weighting(name: str, num_labels: int, feature_size: int, kl_weight: float = 0.0) -> Weighting:
+def get_weighting(
+    name: str, num_labels: int, feature_size: int, kl_weight: float = 0.0, loss_q: float = 0.0
+) -> Weighting:
     """A fresh weighting of that name.
+
+    Args:
+        name: one of [`available_weightings`].
+        num_labels: C.
+        feature_size: D.
+        kl_weight: of VRI's KL term.
+        loss_q: exponent of the loss that a weighting that learns builds on; fixed rules have losses of their own.
 
     Raises:
         ValueError: for an unknown name; the message lists the known ones.
     """
     if name not in _BUILDERS:
         raise ValueError(f"unknown weighting '{name}'; known: {', '.join(available_weightings())}")
-    return _BUILDERS[name](num_labels=num_labels, feature_size=feature_size, kl_weight=kl_weight)
+    weighting = _BUILDERS[name](num_labels=num_labels, feature_size=feature_size, kl_weight=kl_weight)
+    if weighting.learns:
+        weighting.loss_q = loss_q
+    return weighting
 
 
 @register_weighting("vri")
@@ -96,6 +109,7 @@ __all__ = [
     "Weighting",
     "WeightingBatch",
     "available_weightings",
+    "generalized_cross_entropy",
     "get_weighting",
     "label_margin",
     "register_weighting",

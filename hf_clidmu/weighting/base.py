@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_clidmu.processes import Processes
+from hf_clidmu.weighting.losses import generalized_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Weighting(nn.Module, ABC):
     """
 
     optimizer: torch.optim.Optimizer | None = None
+    #: Exponent of the generalised cross-entropy of one label; 0 is plain cross-entropy, as published.
+    loss_q = 0.0
     #: Whether there is something to learn from the look-ahead; a fixed rule takes no meta step.
     learns = True
     #: The processes that train together: what normalises over a batch does so over the batches of all.
@@ -69,6 +72,10 @@ class Weighting(nn.Module, ABC):
     @abstractmethod
     def weights(self, batch: WeightingBatch) -> Tensor:
         """How much each label counts now, (B,), mean about 1 where that has a meaning; for the record, not the loss."""
+
+    def label_loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """The loss of each given label, (B,), before it is weighted: see [`generalized_cross_entropy`]."""
+        return generalized_cross_entropy(logits_BC, labels_B, self.loss_q)
 
     def outer_penalty(self, batch: WeightingBatch) -> Tensor | None:
         """A regulariser of phi, added to the meta objective. Default: none."""
@@ -194,7 +201,10 @@ class Weighting(nn.Module, ABC):
 
 
 class SampleWeighting(Weighting):
-    """Weightings that are one number per sample: `l = sum_i w_i CE_i` with the weights scaled to sum one."""
+    """Weightings that are one number per sample: `sum_i w_i l_i`, with the weights scaled to sum one.
+
+    l_i is the loss of one label ([`Weighting.label_loss`]).
+    """
 
     @abstractmethod
     def raw_weights(self, batch: WeightingBatch) -> Tensor:
@@ -210,8 +220,7 @@ class SampleWeighting(Weighting):
         return weight_B / torch.where(total > 0, total, torch.ones_like(total))
 
     def inner_loss(self, batch: WeightingBatch) -> Tensor:
-        cross_entropy_B = F.cross_entropy(batch.logits_BC, batch.labels_B, reduction="none")
-        return (self.normalised_weights(batch) * cross_entropy_B).sum()
+        return (self.normalised_weights(batch) * self.label_loss(batch.logits_BC, batch.labels_B)).sum()
 
     @torch.no_grad()
     def weights(self, batch: WeightingBatch) -> Tensor:

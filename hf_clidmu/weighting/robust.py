@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_clidmu.weighting.base import Weighting, WeightingBatch
+from hf_clidmu.weighting.losses import generalized_cross_entropy, share_of_gradient
 
 
 class RobustLoss(Weighting):
@@ -35,14 +36,12 @@ class GeneralizedCrossEntropy(RobustLoss):
         self.q = q
 
     def inner_loss(self, batch: WeightingBatch) -> Tensor:
-        # Through the loss: p^q of a probability that is zero in float32 still has a gradient.
-        cross_entropy_B = F.cross_entropy(batch.logits_BC, batch.labels_B, reduction="none")
-        return (-torch.expm1(-self.q * cross_entropy_B) / self.q).mean()
+        return generalized_cross_entropy(batch.logits_BC, batch.labels_B, self.q).mean()
 
     @torch.no_grad()
     def weights(self, batch: WeightingBatch) -> Tensor:
         """`p_iy^q`, (B,): the share of its cross-entropy gradient that a sample keeps."""
-        return torch.exp(-self.q * F.cross_entropy(batch.logits_BC, batch.labels_B, reduction="none"))
+        return share_of_gradient(batch.logits_BC, batch.labels_B, self.q)
 
 
 class SymmetricCrossEntropy(RobustLoss):

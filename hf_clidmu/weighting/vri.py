@@ -6,7 +6,6 @@ Shape suffixes: B samples, C classes, D features, E label embedding, H hidden.
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_clidmu.weighting.base import Weighting, WeightingBatch
@@ -16,7 +15,7 @@ INITIAL_MEAN = 1.5
 
 
 class VRI(Weighting):
-    """Rectified loss `mean_i CE(v_i * z_i, y_i)` with `v = sigmoid(m + exp(u / 2) * eps)`, eps standard normal.
+    """Rectified loss `mean_i l(v_i * z_i, y_i)` with `v = sigmoid(m + exp(u / 2) * eps)`, eps standard normal.
 
     The mean m and the log-variance u, each (B, C), come from a network of three tanh layers on `[h, e_y]`: the
     detached features and an embedding of the given label.
@@ -83,7 +82,7 @@ class VRI(Weighting):
         return replace(batch, posterior=self.posterior(batch))
 
     def inner_loss(self, batch: WeightingBatch) -> Tensor:
-        return F.cross_entropy(self.rectifier(batch) * batch.logits_BC, batch.labels_B)
+        return self.label_loss(self.rectifier(batch) * batch.logits_BC, batch.labels_B).mean()
 
     @torch.no_grad()
     def weights(self, batch: WeightingBatch) -> Tensor:

@@ -44,6 +44,14 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     return float((got - want).detach().norm() / want.detach().norm())
 
 
+def with_q(weighting: Weighting) -> Weighting:
+    weighting.loss_q = 0.4
+    return weighting
+
+
+BUILDERS |= {f"{name}, q": lambda make=make: with_q(make()) for name, make in list(BUILDERS.items())}
+
+
 def build(name: str) -> Weighting:
     torch.manual_seed(0)
     return BUILDERS[name]().double()
@@ -318,7 +326,8 @@ def test_one_sample_or_one_class(name, samples, classes):
         "vri": lambda: VRI(classes, FEATURES, hidden_sizes=(4, 4, 4)),
         "vri_kl": lambda: VRI(classes, FEATURES, hidden_sizes=(4, 4, 4), kl_weight=1.0),
         "context": lambda: ContextNet(classes, FEATURES),
-    }[name]().double()
+    }[name.removesuffix(", q")]().double()
+    weighting.loss_q = build(name).loss_q
     weighting.configure_optimizer("adam", 0.1, 0.0)
     bilevel = Bilevel(samples=samples, classes=classes)
     batch = learn(weighting, bilevel.batch(), bilevel.any_tangent())
@@ -397,6 +406,8 @@ def test_registry_builds_by_name():
         assert type(get_weighting(name, num_labels=3, feature_size=5)) is kind
     assert get_weighting("vri", 3, 5, kl_weight=0.25).kl_weight == 0.25
     assert get_weighting("vri", 3, 5).kl_weight == 0
+    assert get_weighting("wnet", 3, 5, loss_q=0.25).loss_q == 0.25
+    assert get_weighting("sce", 3, 5, loss_q=0.25).loss_q == 0  # a fixed rule has a loss of its own
 
 
 def test_registry_errors_list_the_known_names():

@@ -45,26 +45,32 @@ class LinearCase:
         ahead = [(t - STEP_SIZE * g).detach().requires_grad_() for t, g in zip(self.theta, gradients, strict=True)]
         return F.linear(self.features_BD, *torch.autograd.grad(self.judge(ahead, objective), ahead))
 
-    def learning_to_reweight(self, objective: str) -> Tensor:
+    def losses(self, q: float) -> Tensor:
+        """(1 - p_y^q) / q of each sample; cross-entropy at q = 0."""
+        given_B = F.linear(self.features_BD, *self.theta).softmax(1)[torch.arange(len(self.labels_B)), self.labels_B]
+        return (1 - given_B**q) / q if q else -given_B.log()
+
+    def learning_to_reweight(self, objective: str, q: float) -> Tensor:
         """max(-dM/d eps_i, 0) at uniform eps, through the unrolled step; scaled to sum one."""
         epsilon_B = torch.full((len(self.labels_B),), 1 / len(self.labels_B), dtype=torch.float64, requires_grad=True)
-        loss_B = F.cross_entropy(F.linear(self.features_BD, *self.theta), self.labels_B, reduction="none")
-        gradients = torch.autograd.grad((epsilon_B * loss_B).sum(), self.theta, create_graph=True)
+        gradients = torch.autograd.grad((epsilon_B * self.losses(q)).sum(), self.theta, create_graph=True)
         ahead = [t - STEP_SIZE * g for t, g in zip(self.theta, gradients, strict=True)]
         (gradient_B,) = torch.autograd.grad(self.judge(ahead, objective), epsilon_B)
         weight_B = (-gradient_B).clamp(min=0)
         return weight_B / weight_B.sum()
 
 
+@pytest.mark.parametrize("q", [0.0, 0.4])
 @pytest.mark.parametrize("objective", ["cross_entropy", "clid"])
-def test_weights_equal_learning_to_reweight(objective):
+def test_weights_equal_learning_to_reweight(objective, q):
     case, weighting = LinearCase(), FreeWeighting()
+    weighting.loss_q = q
     batch = learn(weighting, case.batch(), case.tangent(weighting, objective))
-    want_B = case.learning_to_reweight(objective)
+    want_B = case.learning_to_reweight(objective, q)
     assert 0 < int((want_B == 0).sum()) < len(want_B)  # some are cut, some are not
     torch.testing.assert_close(weighting.normalised_weights(batch), want_B, rtol=1e-10, atol=1e-15)
     torch.testing.assert_close(weighting.weights(batch), 12 * want_B, rtol=1e-10, atol=1e-14)
-    loss_B = F.cross_entropy(batch.logits_BC, batch.labels_B, reduction="none")
+    loss_B = case.losses(q)
     torch.testing.assert_close(weighting.real_loss(batch)[0], (want_B * loss_B).sum(), rtol=1e-10, atol=0)
     (gradient_CD,) = torch.autograd.grad(weighting.real_loss(batch)[0], case.theta[:1], retain_graph=True)
     (want_CD,) = torch.autograd.grad((want_B * loss_B).sum(), case.theta[:1])
