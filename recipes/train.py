@@ -262,7 +262,8 @@ class FinalTable(TrainerCallback):
         if not self.trainer.is_in_train or "eval_clid" not in (metrics or {}):
             return
         scores = self._test_scores() if self.track else {}
-        judged = {"clid": metrics["eval_clid"], "clid_chunks": [round(clid, 5) for clid in self.trainer.reading.clid_K]}
+        judged = {name.removeprefix("eval_"): metrics[name] for name in metrics if name.startswith("eval_clid")}
+        judged["clid_chunks"] = [round(clid, 5) for clid in self.trainer.reading.clid_K]
         self.evaluations.append({"step": state.global_step, **judged, **scores})
         self.last = scores if state.global_step == state.max_steps else None
 
