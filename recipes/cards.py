@@ -61,19 +61,24 @@ def example(name: str) -> CardFacts:
     settings = {**yaml.safe_load(recipe.read_text(encoding="utf8")), "seed": cell["seed"]}
     known = CLIDMUConfig.__dataclass_fields__
     config = CLIDMUConfig(**{key: _number(value) for key, value in settings.items() if key in known}, use_cpu=True)
-    best = min(cell["evaluations"], key=lambda entry: entry["clid"])
     network = str(settings["model"])
     return CardFacts(
         model_name=recipe.stem.replace("_", "-"),
         repo_id=f"you/{recipe.stem.replace('_', '-')}",
         modality=name.split("-")[0],
-        weights=f"step {best['step']}, selected by CLID",
+        weights=f"step {selected_step(cell)}, selected by CLID",
         base_model="sentence-transformers/all-MiniLM-L6-v2" if "MINILM" in network else network,
         from_scratch="MINILM" not in network,
         dataset_name=title,
         **facts_of_settings(config),
         **measured(cell),
     )
+
+
+def selected_step(cell: dict[str, Any]) -> int:
+    """The step of the state that was selected: the last one with its figures."""
+    selected = cell["results"]["selected"]
+    return max(entry["step"] for entry in cell["evaluations"] if selected.items() <= entry.items())
 
 
 def main(arguments: list[str] | None = None) -> None:
