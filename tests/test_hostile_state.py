@@ -59,7 +59,7 @@ VALUES = {
     "meta_steps": 7,
     "last_logged": 3,
     "alignment": 1.5,
-    "levels": {"first": [4.5, 4.25], "lowest": [4.0, 4.125]},
+    "levels": {"first": [4.5, 4.25], "lowest": [4.0, 4.125], "clustering": 0.7},
     "warmup": {"readings": [[4.5, 4.25], [4.0, 4.125]], "steps": None},
     "snapshots": [
         {"step": 2, "score": 0.5, "file": "step-2.safetensors"},
