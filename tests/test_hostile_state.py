@@ -55,6 +55,12 @@ def parts():
     }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """What the first table of a ledger imports takes longer than an example may."""
+    parts()["ledger"].table()
+
+
 VALUES = {
     "meta_steps": 7,
     "last_logged": 3,
