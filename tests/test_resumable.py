@@ -78,7 +78,7 @@ def test_a_checkpoint_of_another_version_is_never_loaded(tmp_path):
     train("bert", tmp_path, **{**SAVING, "max_steps": 2})
     path = tmp_path / "checkpoint-2" / "clidmu" / "manifest.json"
     write_json(path, {**json.loads(path.read_text()), "version": 1})
-    with pytest.raises(ValueError, match="checkpoint-2: it has format 1, this version reads format 3"):
+    with pytest.raises(ValueError, match="checkpoint-2: it has format 1, this version reads format 4"):
         again(tmp_path)
 
 
