@@ -16,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from hf_clidmu.checkpoints import checkpoints, flaw, is_sealed
 from hf_clidmu.files import write_json
+from hf_clidmu.state import VERSION
 from hf_clidmu.trainer import CLIDMUTrainer
 
 
@@ -78,7 +79,7 @@ def test_a_checkpoint_of_another_version_is_never_loaded(tmp_path):
     train("bert", tmp_path, **{**SAVING, "max_steps": 2})
     path = tmp_path / "checkpoint-2" / "clidmu" / "manifest.json"
     write_json(path, {**json.loads(path.read_text()), "version": 1})
-    with pytest.raises(ValueError, match="checkpoint-2: it has format 1, this version reads format 4"):
+    with pytest.raises(ValueError, match=f"checkpoint-2: it has format 1, this version reads format {VERSION}"):
         again(tmp_path)
 
 
