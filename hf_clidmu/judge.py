@@ -84,7 +84,7 @@ class Judge:
     def _attainable_gain(self, features_ND: Tensor, num_labels: int) -> float:
         """What the features' own clusters, one a class, gain over chance; NaN where it cannot be compared with."""
         enough = len(features_ND) >= _SAMPLES_PER_CLUSTER * num_labels
-        if self.features_ND is None or not self.by_class or not enough:
+        if self.features_ND is None or not self.by_class or not enough or not features_ND.isfinite().all():
             return math.nan
         if num_labels not in self._attainable:
             cluster_N = _clusters(features_ND, num_labels)

@@ -263,6 +263,7 @@ def test_the_share_of_the_clustering_is_one_for_the_clusters_and_small_for_what_
     assert abs(shares["chance"]) < 0.1
     assert math.isnan(Told(strong_N, features_ND, by_class=False).read(model, CPU).share)
     assert math.isnan(Told(strong_N[:19], features_ND[:19]).read(model, CPU).share)  # ten samples a class, or none
+    assert math.isnan(Told(strong_N, features_ND.index_fill(0, torch.tensor([3]), math.inf)).read(model, CPU).share)
 
 
 class Told(Judge):
