@@ -61,9 +61,9 @@ class CLIDMUConfig(TrainingArguments):
         kl_weight (`float`, *optional*, defaults to `0.0`):
             Weight of VRI's KL term in the outer loss.
         loss_q (`float`, *optional*, defaults to `0.35`):
-            What is weighted is the generalised cross-entropy `(1 - p_y^q) / q` of each given label, which the labels
+            What is weighted is the generalised cross-entropy `(1 - p_y^q) / q` of each given label, in which labels
             that the model finds unlikely pull less: between cross-entropy (0, as published) and `1 - p_y` (1). The
-            warm-up is plain cross-entropy.
+            warm-up is plain cross-entropy; `gce`, `sce` and `elr` have losses of their own.
 
     > Parameters that control the look-ahead
 
@@ -130,8 +130,9 @@ class CLIDMUConfig(TrainingArguments):
         selection_tolerance (`float`, *optional*, defaults to `1.0`):
             Of the states whose CLID lies above the lowest by no more than so many standard errors (of the difference,
             chunk by chunk of the judge set), the latest is selected: nothing but chance may lie between them. Where
-            features train along, a rise by three tenths of what CLID has fallen by does not count either. `0` selects
-            the lowest, but for that.
+            the classes are not what the features are about (`eval_clid_share` below 0.4), it is the latest of all.
+            Where features train along, a rise by three tenths of what CLID has fallen by does not count either. `0`
+            selects the lowest, but for that.
 
     > Parameters that control what is kept
 

@@ -61,7 +61,7 @@ class Judge:
     chunk_size: int = 100
     by_class: bool = True
     centred: bool = True
-    _attainable: dict[int, float] = field(default_factory=dict, init=False, repr=False)
+    _attainable: float | None = field(default=None, init=False, repr=False)
 
     def clid(self, model: nn.Module, device: torch.device) -> float:
         """CLID of the model as it is. Changes neither the model nor any random state."""
@@ -75,28 +75,27 @@ class Judge:
         if self.centred:
             features_ND = centred(features_ND)
         logits_NC = certain(seen.logits_NC) if self.by_class else seen.logits_NC
-        parts = [(features_ND[chunk], logits_NC[chunk]) for chunk in chunks(len(logits_NC), self.chunk_size)]
-        clid_K = torch.stack([clid(*part, self.temperature) for part in parts])
-        gain_K = torch.stack([shuffled_clid(*part, self.temperature) for part in parts]) - clid_K
+        clid_K, gain_K = self._clid_and_gain(features_ND, logits_NC)
         share = float(gain_K.mean()) / self._attainable_gain(features_ND, logits_NC.shape[1])
         return Reading(tuple(clid_K.tolist()), _t_value(gain_K), share)
 
+    def _clid_and_gain(self, features_ND: Tensor, logits_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """CLID of each chunk, and how far it lies below that of the same predictions in random order, (K,) each."""
+        parts = [(features_ND[chunk], logits_NC[chunk]) for chunk in chunks(len(logits_NC), self.chunk_size)]
+        clid_K = torch.stack([clid(*part, self.temperature) for part in parts])
+        return clid_K, torch.stack([shuffled_clid(*part, self.temperature) for part in parts]) - clid_K
+
     def _attainable_gain(self, features_ND: Tensor, num_labels: int) -> float:
-        """What the features' own clusters, one a class, gain over chance; NaN where it cannot be compared with."""
-        enough = len(features_ND) >= _SAMPLES_PER_CLUSTER * num_labels
-        if self.features_ND is None or not self.by_class or not enough or not features_ND.isfinite().all():
+        """What the fixed features' own clusters, one a class, gain; computed once, NaN where there is no telling."""
+        if self.features_ND is None or not self.by_class:
             return math.nan
-        if num_labels not in self._attainable:
-            cluster_N = _clusters(features_ND, num_labels)
-            logits_NC = certain(F.one_hot(cluster_N, num_labels).to(features_ND.dtype))
-            gains = [
-                shuffled_clid(features_ND[chunk], logits_NC[chunk], self.temperature)
-                - clid(features_ND[chunk], logits_NC[chunk], self.temperature)
-                for chunk in chunks(len(features_ND), self.chunk_size)
-            ]
-            gain = float(torch.stack(gains).mean())
-            self._attainable[num_labels] = gain if gain > 0 else math.nan
-        return self._attainable[num_labels]
+        if self._attainable is None:
+            self._attainable = math.nan
+            if len(features_ND) >= _SAMPLES_PER_CLUSTER * num_labels and features_ND.isfinite().all():
+                clusters_NC = F.one_hot(_clusters(features_ND, num_labels), num_labels).to(features_ND.dtype)
+                gain = float(self._clid_and_gain(features_ND, certain(clusters_NC))[1].mean())
+                self._attainable = gain if gain > 0 else math.nan
+        return self._attainable
 
     def state_dict(self) -> dict[str, Tensor]:
         """The fixed features, of the model before training: a resumed run no longer has it."""
@@ -109,7 +108,7 @@ class Judge:
             ValueError: when they are not those of these rows.
         """
         self.features_ND = checked_features(state, len(self.rows))
-        self._attainable.clear()
+        self._attainable = None
 
 
 @dataclass(frozen=True)

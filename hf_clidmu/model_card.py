@@ -78,6 +78,8 @@ class CardFacts:
         results: scores of the states of the run.
         evaluations: `step`, `clid` and perhaps `accuracy`, one an evaluation.
         alignment: t-value of CLID of the selected state against chance.
+        clustering: the share of the features' clustering that predicted classes had, where it was too little to select
+            by; None where CLID selected.
         suspects_auroc: how well the run ranks the labels that are wrong, where it is known.
         train_seconds, peak_memory_mib, hardware: cost.
         versions: of libraries.
@@ -109,6 +111,7 @@ class CardFacts:
     results: list[Scores] = field(default_factory=list)
     evaluations: list[dict[str, float]] = field(default_factory=list)
     alignment: float | None = None
+    clustering: float | None = None
     suspects_auroc: float | None = None
     train_seconds: float | None = None
     peak_memory_mib: float | None = None

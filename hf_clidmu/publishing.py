@@ -210,6 +210,8 @@ class PublishingTrainer(SelectingTrainer):
         kept = self.snapshots.kept
         judge = (self.args.metric_for_best_model or "clid").removeprefix("eval_")
         by = f"selected by {'CLID' if judge == 'clid' else judge}"
+        if self._levels.is_blind:
+            by = "the latest, for CLID knows nothing of these classes"
         if self.config.snapshot_mode == "soup" and len(kept) > 1:
             return f"mean of steps {', '.join(str(snapshot.step) for snapshot in kept)}, {by}"
         return f"step {kept[0].step}, {by}"
@@ -229,6 +231,7 @@ class PublishingTrainer(SelectingTrainer):
         known |= {"repo_id": self.hub_model_id, "model_name": name.rstrip("/").split("/")[-1], "weights": weights}
         known["num_train_samples"] = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
         known["alignment"] = self._alignment if self._holds_selected and math.isfinite(self._alignment) else None
+        known["clustering"] = self._levels.clustering if self._holds_selected and self._levels.is_blind else None
         always = ("modality", "repo_id", "weights")
         given = {name: value for name, value in vars(self.card).items() if value not in (None, [], {}, "")}
         return CardFacts(**{**known, **{name: value for name, value in given.items() if name not in always}})

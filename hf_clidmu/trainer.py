@@ -79,7 +79,7 @@ class CLIDMUTrainer(PublishingTrainer):
         data_collator, train_dataset, eval_dataset, processing_class: as in Trainer. Without an evaluation set, CLID is
             still measured on training samples.
         meta_dataset: samples that judge the look-ahead with `meta_source="dataset"`, without labels for CLID.
-        weighting: a [`Weighting`] of your own; None builds the one that `args.weighting` names.
+        weighting: a [`Weighting`] of your own, with its own `loss_q`; None builds the one that `args.weighting` names.
         kwargs: everything else that Trainer takes.
 
     Raises:

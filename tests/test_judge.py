@@ -277,10 +277,10 @@ class Told(Judge):
         super().__init__(ClassifierTap(model), dataset, rows, collate, 50, 0.5, features_ND, chunk_size=100, **changes)
         self.said_N = said_N
 
-    def read(self, model, device, monkey=pytest.MonkeyPatch):
+    def read(self, model, device):
         logits_NC = torch.nn.functional.one_hot(self.said_N, 2).float()
         seen = Encoded(self.features_ND, logits_NC, self.features_ND, None, None)
-        with monkey.context() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr("hf_clidmu.judge.encode", lambda *_, **__: seen)
             return super().read(model, device)
 

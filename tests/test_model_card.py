@@ -220,6 +220,8 @@ def test_a_base_model_of_this_machine_is_not_named(tmp_path):
 def test_a_choice_that_is_not_to_be_trusted_is_marked():
     assert "not to be trusted" in str(render_card(facts(alignment=0.4)))
     assert "not to be trusted" not in str(render_card(facts(alignment=5.0)))
+    assert "have 31 % of" in str(render_card(facts(clustering=0.312)))
+    assert "CLID did not choose" not in str(render_card(facts()))
 
 
 def test_card_curves_and_facts_are_written_together(tmp_path):

@@ -447,6 +447,8 @@ def test_where_clid_knows_nothing_of_the_classes_the_last_evaluation_is_selected
         run = train("bert", tmp_path, trainer=Blind, **common)
     assert run.snapshots.best.step == 6
     assert "30 % of the clustering" in caplog.text
+    assert run.held_weights() == "step 6, the latest, for CLID knows nothing of these classes"
+    assert run.card_facts("").clustering == 0.3
 
 
 @pytest.mark.parametrize(("tolerance", "selected"), [(0.0, 4), (1.0, 5), (20.0, 6)])
