@@ -211,7 +211,6 @@ class LookAhead:
             # The real backward goes through the same graph.
             gradients = self._pulled_back(held, output.logits_BC, loss_gradient_BC, theta, precision, keep_graph=True)
         diagonal = self._diagonal(theta, gradients, optimizer)
-        diagonal = self._diagonal(theta, gradients, optimizer)
         step = step_size if self.lookahead else 0.0
         ahead = _moved(held.values(theta), _scaled(diagonal, gradients), -step)
         del gradients  # as large as the model, and the meta forward needs room
