@@ -264,3 +264,42 @@ def test_tensorboard_gets_what_the_run_says_of_itself(hub, tmp_path):
     assert [scalar.value for scalar in reader.Scalars("eval/clid")] == pytest.approx(logged)
     trainer.push_to_hub()
     assert not [name for name in pushed(hub) if "events" in name]
+
+
+def read_wandb(folder):
+    import wandb
+
+    return set(dict(wandb.run.summary))
+
+
+def read_mlflow(folder):
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    names = {"eval_clid": "eval/clid", "eval_clid_alignment": "eval/clid_alignment"}
+    return {names.get(name, f"train/{name}") for name in run.data.metrics}
+
+
+def read_trackio(folder):
+    import sqlite3
+
+    import trackio
+
+    trackio.finish()
+    (database,) = (folder / "trackio").rglob("*.db")
+    rows = sqlite3.connect(database).execute("select metrics from metrics").fetchall()
+    return {name for (row,) in rows for name in json.loads(row)}
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
+def test_other_trackers_get_the_same(name, tmp_path, monkeypatch):
+    pytest.importorskip(name, reason=f"{name} is optional: pip install {name}")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.chdir(tmp_path)
+    tiny_run("bert", tmp_path / "run", report_to=name, logging_steps=1).train()
+    seen = {"wandb": read_wandb, "mlflow": read_mlflow, "trackio": read_trackio}[name](tmp_path)
+    assert {"train/meta_loss", "train/clid", "train/weight_mean", "train/weight_std", "eval/clid"} <= seen
