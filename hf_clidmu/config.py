@@ -129,16 +129,18 @@ class CLIDMUConfig(TrainingArguments):
             outputs of a frozen encoder are stored, which leaves little to compute.
         selection_tolerance (`float`, *optional*, defaults to `1.0`):
             Of the states whose CLID lies above the lowest by no more than so many standard errors (of the difference,
-            chunk by chunk of the judge set), the latest is selected: nothing but chance may lie between them. Where
-            the classes are not what the features are about (`eval_clid_share` below 0.4), it is the latest of all.
-            Where features train along, a rise by three tenths of what CLID has fallen by does not count either. `0`
-            selects the lowest, but for that.
+            chunk by chunk of the judge set), nothing but chance tells one from another; see `snapshot_mode` for what
+            becomes of them. Where the classes are not what the features are about (`eval_clid_share` below 0.4), these
+            are all states of the run. Where features train along, a rise by three tenths of what CLID has fallen by
+            does not count either. `0` leaves the lowest alone, but for that.
 
     > Parameters that control what is kept
 
-        snapshot_mode (`str`, *optional*, defaults to `"single"`):
-            What becomes of the snapshots with the lowest CLID: the best `single` one, a `soup` (average of weights) of
-            the best k, or an `ensemble` (mean of probabilities) of them.
+        snapshot_mode (`str`, *optional*, defaults to `"auto"`):
+            What the trained model is: of the states that CLID cannot tell from the lowest (`selection_tolerance`) the
+            latest (`single`), or the average of their weights (`soup`); or an `ensemble` (mean of probabilities) of
+            the best k. `auto` takes `soup` where CLID selects by pretrained features: states that start from the same
+            pretrained model can be averaged, those of a network from scratch often cannot.
         snapshot_top_k (`int`, *optional*, defaults to `3`):
             How many snapshots are kept.
         keep_ledger (`bool`, *optional*, defaults to `True`):
@@ -284,7 +286,7 @@ class CLIDMUConfig(TrainingArguments):
     )
 
     # What is kept
-    snapshot_mode: str = field(default="single", metadata={"help": "single, soup or ensemble of the best snapshots."})
+    snapshot_mode: str = field(default="auto", metadata={"help": "auto, single, soup or ensemble of the best snapshots."})
     snapshot_top_k: int = field(default=3, metadata={"help": "How many snapshots are kept, by lowest CLID."})
     keep_ledger: bool = field(default=True, metadata={"help": "Record loss, margin and agreement of every sample."})
 

@@ -157,13 +157,13 @@ class Levels:
         tolerance: standard errors of the difference within which they cannot.
         share: nor can they within this share of what CLID has fallen by since the first state.
 
-    All states stand level where the lowest has less than [`MINIMUM_SHARE`] of the clustering that its features allow:
-    CLID then says what the features are about, and that is not the classes.
+    All states stand level until one of the lowest has [`MINIMUM_SHARE`] of the clustering that its features allow: CLID
+    says before what the features are about, and that is not the classes.
 
     Attributes:
         first_K: CLID of the first state, chunk by chunk; empty before there is one.
         lowest_K: of the lowest state so far.
-        clustering: that state's share of the features' clustering ([`Reading.share`]).
+        clustering: the largest share of the features' clustering that a lowest state has had ([`Reading.share`]).
     """
 
     def __init__(self, tolerance: float = 0.0, share: float = 0.0):
@@ -178,14 +178,19 @@ class Levels:
         return self.clustering < MINIMUM_SHARE
 
     def see(self, reading: Reading) -> float:
-        """Hear of a state; returns its CLID, or that of the lowest so far if it is level with that."""
+        """Hear of a state; returns its CLID, or that of the lowest so far if it is level with that.
+
+        Where all states stand level, that of the first.
+        """
         clid_K = reading.clid_K
         self.first_K = self.first_K or clid_K
         if not self.lowest_K or fmean(clid_K) < fmean(self.lowest_K):
-            self.lowest_K, self.clustering = clid_K, reading.share
+            self.lowest_K = clid_K
+            if not reading.share <= self.clustering:  # either may be NaN
+                self.clustering = reading.share
         lowest = fmean(self.lowest_K)
         if self.is_blind:
-            return lowest
+            return fmean(self.first_K)  # not below the lowest: the first state that CLID can tell ranks before all these
         margin = self.share * (fmean(self.first_K) - lowest)
         return fmean(clid_K) if is_higher(clid_K, self.lowest_K, self.tolerance, margin) else lowest
 
@@ -218,7 +223,7 @@ def warn_of_chance(alignment: float, clustering: float = math.nan) -> None:
     if clustering < MINIMUM_SHARE:
         logger.warning(
             "CLID did not select: the predicted classes have %.0f %% of the clustering that the features allow, so "
-            "these features are about something else. The model is that of the last evaluation. Compare it with others "
+            "these features are about something else. All states of the run count alike. Compare the model with others "
             "on labels that you trust, or start from a model that was trained to tell such classes apart.",
             100 * clustering,
         )

@@ -18,6 +18,7 @@ from hf_clidmu.model_card import CardFacts, write_card
 from hf_clidmu.reloading import load_run
 from hf_clidmu.run_facts import facts_of_run, modality_of
 from hf_clidmu.selecting import SelectingTrainer
+from hf_clidmu.snapshots import Snapshot
 from hf_clidmu.staging import (
     PushError,
     SecretToken,
@@ -158,7 +159,7 @@ class PublishingTrainer(SelectingTrainer):
         if commit_message in _TRAINERS_MESSAGES:
             commit_message = f"{commit_message or 'End of training'}: {weights}"
         prune(folder)  # of what Trainer saves beside a model
-        if self._holds_selected and self.config.snapshot_mode == "ensemble" and len(self.snapshots.kept) > 1:
+        if self._holds_selected and self.snapshot_mode == "ensemble" and len(self.snapshots.kept) > 1:
             save_members(folder, self._bare(), self.snapshots)
         self.create_model_card(**kwargs)
         push = self._staged(folder, str(commit_message), weights)
@@ -207,14 +208,21 @@ class PublishingTrainer(SelectingTrainer):
         """Which weights the model holds: those of a step, or what was selected."""
         if not self._holds_selected or self.snapshots is None or not self.snapshots.kept:
             return f"step {self.state.global_step}"
-        kept = self.snapshots.kept
         judge = (self.args.metric_for_best_model or "clid").removeprefix("eval_")
         by = f"selected by {'CLID' if judge == 'clid' else judge}"
         if self._levels.is_blind:
             by = "the latest, for CLID knows nothing of these classes"
-        if self.config.snapshot_mode == "soup" and len(kept) > 1:
-            return f"mean of steps {', '.join(str(snapshot.step) for snapshot in kept)}, {by}"
-        return f"step {kept[0].step}, {by}"
+        members = self._selected()
+        if len(members) == 1:
+            return f"step {members[0].step}, {by}"
+        why = "CLID knows nothing of these classes" if self._levels.is_blind else f"{by}, which cannot tell them apart"
+        return f"mean of {len(members)} states, steps {members[0].step} to {members[-1].step}: {why}"
+
+    def _selected(self) -> list[Snapshot]:
+        """The snapshots that the selected weights are made of; empty where nothing was evaluated."""
+        if self.snapshots is None:
+            return []
+        return self.snapshots.members if self.snapshot_mode == "soup" else self.snapshots.kept[:1]
 
     def card_facts(self, weights: str) -> CardFacts:
         """What the card says of these weights: what was set in [`card`], and what is known here where nothing was."""
@@ -223,9 +231,7 @@ class PublishingTrainer(SelectingTrainer):
             config=self.config,
             history=self.state.log_history,
             ledger=self.ledger,
-            selected=self.snapshots.best.step
-            if self._holds_selected and self.snapshots and self.snapshots.best
-            else None,
+            selected=[snapshot.step for snapshot in self._selected()] if self._holds_selected else None,
         )
         name = self.hub_model_id or str(self.args.output_dir)
         known |= {"repo_id": self.hub_model_id, "model_name": name.rstrip("/").split("/")[-1], "weights": weights}

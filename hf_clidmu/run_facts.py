@@ -36,7 +36,7 @@ def facts_of_run(
     config: "CLIDMUConfig | None",
     history: Sequence[dict[str, Any]],
     ledger: "Ledger | None" = None,
-    selected: int | None = None,
+    selected: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Fields of [`CardFacts`] that follow from a run.
 
@@ -45,7 +45,8 @@ def facts_of_run(
         config: the settings; None for plain ones.
         history: of the log.
         ledger: of the run.
-        selected: the step whose weights the model holds, where they were selected; None means the last ones.
+        selected: the step whose weights the model holds, where they were selected, or the steps whose mean it holds;
+            None or none means the last ones.
     """
     labels = [str(name) for _, name in sorted((getattr(model.config, "id2label", None) or {}).items())]
     name = getattr(model.config, "_name_or_path", "") or ""
@@ -88,15 +89,16 @@ def _scores(entry: dict[str, Any], names: Sequence[str]) -> dict[str, float]:
     return {name: entry[f"eval_{name}"] for name in names if f"eval_{name}" in entry}
 
 
-def _results(history: Sequence[dict[str, Any]], selected: int | None) -> list[Scores]:
-    """The scores on the evaluation set, where there was one with labels."""
+def _results(history: Sequence[dict[str, Any]], selected: Sequence[int] | None) -> list[Scores]:
+    """The scores on the evaluation set, where there was one with labels; nobody measured those of a mean of states."""
     scored = {entry["step"]: found for entry in history if (found := _scores(entry, ("accuracy", "macro_f1")))}
     if not scored:
         return []
     last = max(scored)
-    if selected is None or selected not in scored or selected == last:
-        return [Scores("last step", scored[last], selected is None or selected == last)]
-    return [Scores("last step", scored[last]), Scores("selected", scored[selected], True)]
+    step = last if not selected else selected[0] if len(selected) == 1 else None
+    if step is None or step not in scored or step == last:
+        return [Scores("last step", scored[last], step == last)]
+    return [Scores("last step", scored[last]), Scores("selected", scored[step], True)]
 
 
 def _method(config: "CLIDMUConfig | None") -> str | None:

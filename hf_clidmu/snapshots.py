@@ -1,6 +1,7 @@
-"""Which state of the model to keep: snapshots ranked by a score, CLID by default, and what to make of the best k.
+"""Which state of the model to keep: snapshots ranked by a score, CLID by default, and what to make of the best.
 
-A snapshot holds what training can change (trainable parameters and buffers), as safetensors.
+A snapshot holds what training can change (trainable parameters and buffers), as safetensors. The mean of the states that
+stand level with the best is kept as they come: one more file, however many they are.
 """
 
 import logging
@@ -30,8 +31,9 @@ from hf_clidmu.sharding import spread_like, whole
 
 logger = logging.getLogger(__name__)
 
-SNAPSHOT_MODES = ("single", "soup", "ensemble")
+SNAPSHOT_MODES = ("auto", "single", "soup", "ensemble")
 _INDEX_NAME = "snapshots.json"
+_MEAN_NAME = "mean.safetensors"
 _FILE_NAME = re.compile(r"step-\d{1,18}\.safetensors")
 
 
@@ -52,7 +54,7 @@ class Snapshot:
 
 
 class Snapshots:
-    """The best k states of a run by their score.
+    """The best k states of a run by their score, and the mean of those with the best score.
 
     Args:
         folder: where the weights are kept; made when the first snapshot comes.
@@ -60,6 +62,7 @@ class Snapshots:
         writes: whether this process writes files (one process of a distributed run does).
         share: what the first process says, told to all; None for a single process.
         later: of states with the same score, whether the later one ranks first.
+        averages: keep the mean of the states that have the best score, which `soup` loads.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Snapshots:
         writes: bool = True,
         share: Callable[[Any], Any] | None = None,
         later: bool = False,
+        averages: bool = False,
     ):
         if top_k < 1:
             raise ValueError(f"snapshot_top_k must be at least 1, got {top_k}")
@@ -77,6 +81,7 @@ class Snapshots:
         self.writes = writes
         self.share = share or (lambda value: value)
         self.later = later
+        self.averages = averages
         self.history: list[Snapshot] = []
 
     def add(self, step: int, score: float, model: nn.Module) -> bool:
@@ -88,13 +93,19 @@ class Snapshots:
         Returns:
             Whether it is the best so far.
         """
+        judged_again = step in [snapshot.step for snapshot in self.level]
         self.history = [snapshot for snapshot in self.history if snapshot.step != step]
         snapshot = Snapshot(step, float(self.share(score)))
         self.history.append(snapshot)
-        ranked = self.ranked()
-        if snapshot in ranked[: self.top_k]:
+        ranked, level = self.ranked(), self.level
+        stays = snapshot in ranked[: self.top_k]
+        joins = self.averages and snapshot in level and not (judged_again and len(level) > 1)
+        state = changing_state(model, self.writes) if stays or joins else {}
+        if stays:
             name = f"step-{step}.safetensors"
-            snapshot.file = name if self.share(self._write(name, changing_state(model, self.writes))) else None
+            snapshot.file = name if self.share(self._write(name, state)) else None
+        if joins:
+            self._take_in(state, len(level))
         for dropped in self.kept[self.top_k :]:
             dropped.file = None
         self._remove_others()
@@ -111,6 +122,17 @@ class Snapshots:
         """The snapshot with the lowest score, or None before the first evaluation."""
         ranked = self.ranked()
         return ranked[0] if ranked else None
+
+    @property
+    def level(self) -> list[Snapshot]:
+        """The snapshots that have the best score, in the order in which they came."""
+        best = self.best
+        return [] if best is None else [snapshot for snapshot in self.history if snapshot.score == best.score]
+
+    @property
+    def members(self) -> list[Snapshot]:
+        """The snapshots whose mean `soup` loads; a single one where no mean is kept."""
+        return self.level if self._has_mean else self.kept[:1]
 
     @property
     def kept(self) -> list[Snapshot]:
@@ -142,15 +164,14 @@ class Snapshots:
             load_changing_state(model, before)
 
     def load_selected(self, model: nn.Module, mode: str = "single") -> None:
-        """Put the selected weights into the model: the best snapshot's, or for `soup` the mean of the best k.
+        """Put the selected weights into the model: the best snapshot's, or for `soup` the mean of all with its score.
 
         An ensemble has no single set of weights: the model then holds the best member's.
         """
-        kept = self.kept
-        if not kept:
-            return
-        states = [self.weights(snapshot) for snapshot in (kept if mode == "soup" else kept[:1])]
-        load_changing_state(model, states[0] if len(states) == 1 else mean_state(states))
+        if mode == "soup" and self._has_mean:
+            load_changing_state(model, read_tensors(self.folder / _MEAN_NAME))
+        elif self.kept:
+            load_changing_state(model, self.weights(self.kept[0]))
 
     def save_kept_state(self) -> list[dict]:
         """The history as JSON values, for a checkpoint."""
@@ -169,14 +190,33 @@ class Snapshots:
 
     def save_files(self, folder: str | Path) -> None:
         """Keep the weights in a checkpoint's folder as well: a later snapshot of this run may push them out here."""
-        for snapshot in self.kept if self.writes else ():
-            link_or_copy(self.folder / str(snapshot.file), Path(folder) / str(snapshot.file))
+        for name in self._files(self.history) if self.writes else ():
+            if (self.folder / name).is_file():
+                link_or_copy(self.folder / name, Path(folder) / name)
 
     def load_files(self, folder: str | Path, history: Any) -> None:
         """Put back the weights that [`save_files`] kept for this history."""
-        for snapshot in [_snapshot(values) for values in _list(history)] if self.writes else ():
-            if snapshot.file is not None and (kept := inside(folder, snapshot.file)).is_file():
-                link_or_copy(kept, self.folder / snapshot.file)
+        for name in self._files([_snapshot(values) for values in _list(history)]) if self.writes else ():
+            if (kept := inside(folder, name)).is_file():
+                link_or_copy(kept, self.folder / name)
+
+    def _files(self, history: Sequence[Snapshot]) -> list[str]:
+        named = [snapshot.file for snapshot in history if snapshot.file is not None]
+        return [*named, _MEAN_NAME] if self.averages else named
+
+    @property
+    def _has_mean(self) -> bool:
+        return self.averages and len(self.level) > 1 and (self.folder / _MEAN_NAME).is_file()
+
+    def _take_in(self, state: dict[str, Tensor], count: int) -> None:
+        """Let a state into the mean, as the last of so many; the first one takes the place of the mean before."""
+        mean = self.folder / _MEAN_NAME
+        if not self.writes or (count > 1 and not mean.is_file()):
+            return
+        if count > 1:
+            state = running_mean(read_tensors(mean), state, count)
+        if not self._write(_MEAN_NAME, state):
+            mean.unlink(missing_ok=True)  # the mean of fewer states than are told
 
     def _remove_others(self) -> None:
         """Delete weights that no snapshot of this run holds: dropped ones, and those of an earlier run here."""
@@ -310,11 +350,14 @@ def mean_log_probability(members: Sequence[np.ndarray]) -> np.ndarray:
     return np.log(np.clip(probability_NC, np.finfo(np.float32).tiny, None)).astype(np.float32)
 
 
-def mean_state(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The average of several states (a model soup, arXiv 2203.05482); integers are taken from the first."""
+def running_mean(mean: dict[str, Tensor], state: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The average of several states (a model soup, arXiv 2203.05482) that another one joins, as the last of `count`.
+
+    Integers are those of the last. Half precision becomes float32, for it is rounded each time.
+    """
     return {
-        name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(first.dtype)
-        if first.is_floating_point()
-        else first
-        for name, first in states[0].items()
+        name: mean[name].double().lerp(last.double(), 1 / count).to(torch.promote_types(last.dtype, torch.float32))
+        if last.is_floating_point()
+        else last
+        for name, last in state.items()
     }

@@ -12,7 +12,7 @@ from hf_clidmu.files import read_json, read_tensors, write_json, write_tensors
 
 
 FOLDER = "clidmu"
-VERSION = 4
+VERSION = 5
 _VALUES_NAME = "state.json"
 
 

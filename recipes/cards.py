@@ -66,7 +66,7 @@ def example(name: str) -> CardFacts:
         model_name=recipe.stem.replace("_", "-"),
         repo_id=f"you/{recipe.stem.replace('_', '-')}",
         modality=name.split("-")[0],
-        weights=f"step {selected_step(cell)}, selected by CLID",
+        weights=cell.get("weights") or f"step {selected_step(cell)}, selected by CLID",
         base_model="sentence-transformers/all-MiniLM-L6-v2" if "MINILM" in network else network,
         from_scratch="MINILM" not in network,
         dataset_name=title,

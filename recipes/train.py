@@ -66,6 +66,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         return {}
 
     table_rows = final.results()  # before saving: adapters are merged there, snapshots are of the model with them
+    weights = trainer.held_weights()
     if run.lora_rank:
         trainer.model = trainer.model.merge_and_unload()  # a plain model, which anybody can load without peft
     results = {
@@ -73,6 +74,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "num_train_samples": None if run.streaming else len(corpus.train),
         "noise": None if corpus.noise is None else corpus.noise.to_dict(),
         "model": run.model,
+        "weights": weights,
         "results": table_rows,
         "suspects_auroc": suspects_auroc(trainer, corpus),
         "evaluations": [{**scores, **recording.at(scores["step"])} for scores in final.evaluations],

@@ -16,7 +16,7 @@ from hf_clidmu.snapshots import (
     changing_state,
     load_changing_state,
     mean_log_probability,
-    mean_state,
+    running_mean,
     selection_score,
 )
 
@@ -200,8 +200,8 @@ def test_a_checkpoint_holds_the_kept_weights_and_gives_them_back(tmp_path):
 # ---- what is put back ------------------------------------------------------------------------------------------------
 
 
-def test_single_loads_the_best_and_soup_the_mean_of_the_kept(tmp_path):
-    snapshots, _ = filled(tmp_path, [3.0, 1.0, 9.0, 2.0], top_k=3)  # best: 2, 4, 1
+def test_single_loads_the_best_and_soup_the_mean_of_all_with_its_score(tmp_path):
+    snapshots, _ = filled(tmp_path, [3.0, 1.0, 9.0, 1.0, 1.0], top_k=2, averages=True)
     model = Net(100.0)
     below = {name: value.clone() for name, value in model.below.state_dict().items()}
     for mode in ("single", "ensemble"):
@@ -209,9 +209,10 @@ def test_single_loads_the_best_and_soup_the_mean_of_the_kept(tmp_path):
         assert head_value(model) == 2.0
         assert int(model.norm.num_batches_tracked) == 20
     snapshots.load_selected(model, "soup")
-    assert head_value(model) == pytest.approx((2 + 4 + 1) / 3)
-    assert float(model.norm.running_mean[0]) == pytest.approx(7 / 3)
-    assert int(model.norm.num_batches_tracked) == 20  # of the best: integers have no mean
+    assert [snapshot.step for snapshot in snapshots.members] == [2, 4, 5]
+    assert head_value(model) == pytest.approx((2 + 4 + 5) / 3)
+    assert float(model.norm.running_mean[0]) == pytest.approx(11 / 3)
+    assert int(model.norm.num_batches_tracked) == 50  # of the last: integers have no mean
     for name, value in model.below.state_dict().items():
         assert torch.equal(value, below[name])
 
@@ -233,14 +234,16 @@ def test_a_snapshot_is_a_copy():
     assert int(model.norm.num_batches_tracked) == 0
 
 
-def test_mean_keeps_types_and_does_not_lose_digits_in_half_precision():
+def test_the_mean_does_not_lose_digits_in_half_precision():
     states = [
         {"a": torch.tensor([value], dtype=torch.bfloat16), "n": torch.tensor(n)} for value, n in ((256, 1), (1, 5))
     ]
-    mean = mean_state([*states, states[1]])
-    assert mean["a"].dtype == torch.bfloat16
-    assert float(mean["a"]) == 86.0
-    assert int(mean["n"]) == 1
+    mean = states[0]
+    for count in range(2, 257):
+        mean = running_mean(mean, states[1], count)
+    assert mean["a"].dtype == torch.float32
+    assert float(mean["a"]) == pytest.approx(1 + 255 / 256)
+    assert int(mean["n"]) == 5
     assert float(states[0]["a"]) == 256.0
 
 
