@@ -30,7 +30,16 @@ from tqdm import tqdm
 _RECIPES = Path(__file__).parent
 _PROCESSES = multiprocessing.get_context("forkserver")
 _FIRST_START = threading.Lock()  # several threads must not start the server at once
-_KEPT = ("weights", "results", "suspects_auroc", "train_seconds", "peak_memory_mib", "num_train_samples", "noise", "evaluations")
+_KEPT = (
+    "weights",
+    "results",
+    "suspects_auroc",
+    "train_seconds",
+    "peak_memory_mib",
+    "num_train_samples",
+    "noise",
+    "evaluations",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -191,9 +191,10 @@ def test_a_rise_by_a_small_share_of_the_fall_is_none():
 
 def test_all_states_are_level_while_the_classes_are_not_what_the_features_are_about():
     levels = Levels()
-    states = [(3.0, 0.1), (2.0, 0.2), (2.5, 0.9), (2.9, 0.3), (1.5, 0.5), (1.9, 0.1)]
-    assert [levels.see(reading(clid, share=share)) for clid, share in states] == [3.0, 2.0, 2.0, 2.0, 1.5, 1.9]
+    states = [(3.0, 0.1), (2.0, 0.2), (2.5, 0.9), (2.9, 0.3), (1.5, 0.5), (1.9, 0.1), (1.2, 0.1)]
+    assert [levels.see(reading(clid, share=share)) for clid, share in states] == [3.0, 3.0, 3.0, 3.0, 1.5, 1.9, 1.2]
     assert not levels.is_blind
+    assert levels.clustering == 0.5
 
 
 def test_levels_go_on_from_what_a_checkpoint_keeps():

@@ -200,6 +200,40 @@ def test_a_checkpoint_holds_the_kept_weights_and_gives_them_back(tmp_path):
 # ---- what is put back ------------------------------------------------------------------------------------------------
 
 
+def test_a_lower_score_begins_the_mean_anew_and_a_state_counts_once(tmp_path):
+    snapshots, _ = filled(tmp_path, [3.0, 3.0, 1.0], top_k=1, averages=True, later=True)
+    snapshots.load_selected(model := Net(), "soup")
+    assert (head_value(model), [snapshot.step for snapshot in snapshots.members]) == (3.0, [3])
+    for step in (4, 4, 5):
+        snapshots.add(step, 1.0, Net(step))
+    snapshots.load_selected(model, "soup")
+    assert (head_value(model), [snapshot.step for snapshot in snapshots.members]) == (4.0, [3, 4, 5])
+    assert files(tmp_path) == ["mean.safetensors", *names(5)]
+
+
+def test_a_checkpoint_keeps_the_mean_of_its_time(tmp_path):
+    snapshots, _ = filled(tmp_path / "run", [1.0, 1.0], averages=True)
+    snapshots.save_files(tmp_path / "kept")
+    history = snapshots.save_kept_state()
+    snapshots.add(3, 1.0, Net(9.0))
+    snapshots.load_files(tmp_path / "kept", history)
+    snapshots.load_kept_state(history)
+    snapshots.add(3, 1.0, Net(3.0))
+    snapshots.load_selected(model := Net(), "soup")
+    assert head_value(model) == 2.0
+
+
+def test_where_the_disk_did_not_take_the_mean_a_single_state_is_selected(tmp_path, monkeypatch, caplog):
+    snapshots, _ = filled(tmp_path, [1.0], averages=True)
+    real = snapshots._write
+    monkeypatch.setattr(snapshots, "_write", lambda name, state: not name.startswith("mean") and real(name, state))
+    snapshots.add(2, 1.0, Net(2.0))
+    monkeypatch.setattr(snapshots, "_write", real)
+    snapshots.add(3, 1.0, Net(3.0))
+    snapshots.load_selected(model := Net(), "soup")
+    assert (head_value(model), [snapshot.step for snapshot in snapshots.members]) == (1.0, [1])
+
+
 def test_single_loads_the_best_and_soup_the_mean_of_all_with_its_score(tmp_path):
     snapshots, _ = filled(tmp_path, [3.0, 1.0, 9.0, 1.0, 1.0], top_k=2, averages=True)
     model = Net(100.0)

@@ -331,12 +331,29 @@ def test_ensemble_predicts_the_mean_of_probabilities(tmp_path):
     np.testing.assert_allclose(probability.sum(1), 1, atol=1e-5)
 
 
-def test_soup_is_the_mean_of_the_kept_weights(tmp_path):
-    run = train("bert", tmp_path, max_steps=6, eval_steps=2, snapshot_mode="soup", snapshot_top_k=2)
-    states = [run.snapshots.weights(snapshot) for snapshot in run.snapshots.kept]
-    assert len(states) == 2
+@pytest.mark.parametrize("stop", [None, 4])
+def test_soup_is_the_mean_of_the_states_that_are_level(stop, tmp_path):
+    common = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    common |= {"selection_tolerance": 20.0, "snapshot_mode": "soup", "snapshot_top_k": 1}
+    run = train("bert", tmp_path, trainer=Scripted, **common)
+    if stop:
+        run = Scripted(tiny_classifier("bert", seed=3), run.args, run.data_collator.collator, Samples("bert"))
+        run.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
+    steps = [snapshot.step for snapshot in run.snapshots.members]
+    assert steps == [4, 5, 6]
+    assert run.held_weights() == "mean of 3 states, steps 4 to 6: selected by CLID, which cannot tell them apart"
+    states = [load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors") for step in steps]
     for name, parameter in run.model.named_parameters():
-        torch.testing.assert_close(parameter, (states[0][name] + states[1][name]) / 2)
+        torch.testing.assert_close(parameter, sum(state[name] for state in states) / 3)
+
+
+def test_auto_averages_where_pretrained_features_select(tmp_path):
+    loaded = train("bert", tmp_path / "a", max_steps=2)
+    loaded.model.config._name_or_path = "some/model"
+    assert (loaded.config.snapshot_mode, loaded.snapshot_mode) == ("auto", "soup")
+    assert train("bert", tmp_path / "b", max_steps=2).snapshot_mode == "single"
+    loaded.args.metric_for_best_model = "accuracy"
+    assert loaded.snapshot_mode == "single"
 
 
 # ---- frozen backbones ------------------------------------------------------------------------------------------------
