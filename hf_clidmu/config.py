@@ -138,9 +138,9 @@ class CLIDMUConfig(TrainingArguments):
 
         snapshot_mode (`str`, *optional*, defaults to `"auto"`):
             What the trained model is: of the states that CLID cannot tell from the lowest (`selection_tolerance`) the
-            latest alone, `single`, or the average of their weights, a `soup`; or an `ensemble` (mean of probabilities) of
-            the best k. `auto` takes `soup` where CLID selects by pretrained features: states that start from the same
-            pretrained model can be averaged, those of a network from scratch often cannot.
+            latest alone, `single`, or the average of their weights, a `soup`; or an `ensemble` (mean of probabilities)
+            of the best k. `auto` takes `soup` where CLID selects by pretrained features: states that start from the
+            same pretrained model can be averaged, those of a network from scratch often cannot.
         snapshot_top_k (`int`, *optional*, defaults to `3`):
             How many snapshots are kept.
         keep_ledger (`bool`, *optional*, defaults to `True`):

@@ -190,9 +190,7 @@ class Levels:
                 self.clustering = reading.share
         lowest = fmean(self.lowest_K)
         if self.is_blind:
-            return fmean(
-                self.first_K
-            )  # not below the lowest: the first state that CLID can tell ranks before all these
+            return fmean(self.first_K)  # never below the lowest: the first state that CLID can tell ranks before these
         margin = self.share * (fmean(self.first_K) - lowest)
         return fmean(clid_K) if is_higher(clid_K, self.lowest_K, self.tolerance, margin) else lowest
 

@@ -1,7 +1,7 @@
 """Which state of the model to keep: snapshots ranked by a score, CLID by default, and what to make of the best.
 
-A snapshot holds what training can change (trainable parameters and buffers), as safetensors. The mean of the states that
-stand level with the best is kept as they come: one more file, however many they are.
+A snapshot holds what training can change (trainable parameters and buffers), as safetensors. The mean of the states
+that stand level with the best is kept as they come: one more file, however many they are.
 """
 
 import logging
