@@ -136,11 +136,10 @@ class CLIDMUConfig(TrainingArguments):
 
     > Parameters that control what is kept
 
-        snapshot_mode (`str`, *optional*, defaults to `"auto"`):
+        snapshot_mode (`str`, *optional*, defaults to `"single"`):
             What the trained model is: of the states that CLID cannot tell from the lowest (`selection_tolerance`) the
             latest alone, `single`, or the average of their weights, a `soup`; or an `ensemble` (mean of probabilities)
-            of the best k. `auto` takes `soup` where CLID selects by pretrained features: states that start from the
-            same pretrained model can be averaged, those of a network from scratch often cannot.
+            of the best k.
         snapshot_top_k (`int`, *optional*, defaults to `3`):
             How many snapshots are kept.
         keep_ledger (`bool`, *optional*, defaults to `True`):
@@ -286,9 +285,7 @@ class CLIDMUConfig(TrainingArguments):
     )
 
     # What is kept
-    snapshot_mode: str = field(
-        default="auto", metadata={"help": "auto, single, soup or ensemble of the best snapshots."}
-    )
+    snapshot_mode: str = field(default="single", metadata={"help": "single, soup or ensemble of the best snapshots."})
     snapshot_top_k: int = field(default=3, metadata={"help": "How many snapshots are kept, by lowest CLID."})
     keep_ledger: bool = field(default=True, metadata={"help": "Record loss, margin and agreement of every sample."})
 

@@ -159,7 +159,7 @@ class PublishingTrainer(SelectingTrainer):
         if commit_message in _TRAINERS_MESSAGES:
             commit_message = f"{commit_message or 'End of training'}: {weights}"
         prune(folder)  # of what Trainer saves beside a model
-        if self._holds_selected and self.snapshot_mode == "ensemble" and len(self.snapshots.kept) > 1:
+        if self._holds_selected and self.config.snapshot_mode == "ensemble" and len(self.snapshots.kept) > 1:
             save_members(folder, self._bare(), self.snapshots)
         self.create_model_card(**kwargs)
         push = self._staged(folder, str(commit_message), weights)
@@ -222,7 +222,7 @@ class PublishingTrainer(SelectingTrainer):
         """The snapshots that the selected weights are made of; empty where nothing was evaluated."""
         if self.snapshots is None:
             return []
-        return self.snapshots.members if self.snapshot_mode == "soup" else self.snapshots.kept[:1]
+        return self.snapshots.members if self.config.snapshot_mode == "soup" else self.snapshots.kept[:1]
 
     def card_facts(self, weights: str) -> CardFacts:
         """What the card says of these weights: what was set in [`card`], and what is known here where nothing was."""

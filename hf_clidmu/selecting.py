@@ -53,7 +53,7 @@ class SelectingTrainer(ResumableTrainer):
         """Put the weights that CLID selected into the model (see `snapshot_mode`)."""
         if self.snapshots is not None and self.config is not None:
             self.accelerator.wait_for_everyone()
-            self.snapshots.load_selected(self.model, self.snapshot_mode)
+            self.snapshots.load_selected(self.model, self.config.snapshot_mode)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -82,19 +82,6 @@ class SelectingTrainer(ResumableTrainer):
             self.after_selection(metrics)
         return metrics
 
-    @property
-    def snapshot_mode(self) -> str:
-        """`snapshot_mode` of the settings, `auto` resolved."""
-        if self.config.snapshot_mode != "auto":
-            return self.config.snapshot_mode
-        return "soup" if self._selects_by_clid() and self._by_pretrained(self.config.judge_features) else "single"
-
-    def _by_pretrained(self, features: str) -> bool:
-        return self._is_pretrained() if features == "auto" else features == "pretrained"
-
-    def _is_pretrained(self) -> bool:
-        return bool(getattr(getattr(self.model, "config", None), "_name_or_path", ""))  # it was loaded, not made
-
     def _selects_by_clid(self) -> bool:
         return (self.args.metric_for_best_model or "clid") in ("clid", "eval_clid") and not self.args.greater_is_better
 
@@ -116,7 +103,7 @@ class SelectingTrainer(ResumableTrainer):
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """As in Trainer. With `snapshot_mode="ensemble"` the predictions are log mean probabilities of the best k."""
-        ensemble = self.config is not None and self.snapshot_mode == "ensemble" and not self.is_in_train
+        ensemble = self.config is not None and self.config.snapshot_mode == "ensemble" and not self.is_in_train
         if ensemble and self.snapshots is not None and len(self.snapshots.kept) > 1:
             return self.predict_ensemble(test_dataset, ignore_keys, metric_key_prefix)
         return self._predict_single(test_dataset, ignore_keys, metric_key_prefix)

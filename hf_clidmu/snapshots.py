@@ -31,7 +31,7 @@ from hf_clidmu.sharding import spread_like, whole
 
 logger = logging.getLogger(__name__)
 
-SNAPSHOT_MODES = ("auto", "single", "soup", "ensemble")
+SNAPSHOT_MODES = ("single", "soup", "ensemble")
 _INDEX_NAME = "snapshots.json"
 _MEAN_NAME = "mean.safetensors"
 _FILE_NAME = re.compile(r"step-\d{1,18}\.safetensors")

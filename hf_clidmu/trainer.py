@@ -163,7 +163,7 @@ class CLIDMUTrainer(PublishingTrainer):
             self.args.should_save,
             self.processes.share,
             later=self._selects_by_clid(),
-            averages=self.snapshot_mode == "soup",
+            averages=self.config.snapshot_mode == "soup",
         )
 
     # ---- one step ------------------------------------------------------------------------------------------------
@@ -425,6 +425,12 @@ class CLIDMUTrainer(PublishingTrainer):
             rows = list(range(len(source))) if rows is None else rows
             assert self._encodings is not None
             self._judge_table = FeatureTable(rows, self._encodings.general_features(source, rows))
+
+    def _by_pretrained(self, features: str) -> bool:
+        return self._is_pretrained() if features == "auto" else features == "pretrained"
+
+    def _is_pretrained(self) -> bool:
+        return bool(getattr(getattr(self.model, "config", None), "_name_or_path", ""))  # it was loaded, not made
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As in Trainer; what lies above the encoder has a rate of its own where `head_learning_rate` says so."""

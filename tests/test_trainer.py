@@ -347,15 +347,6 @@ def test_soup_is_the_mean_of_the_states_that_are_level(stop, tmp_path):
         torch.testing.assert_close(parameter, sum(state[name] for state in states) / 3)
 
 
-def test_auto_averages_where_pretrained_features_select(tmp_path):
-    loaded = train("bert", tmp_path / "a", max_steps=2)
-    loaded.model.config._name_or_path = "some/model"
-    assert (loaded.config.snapshot_mode, loaded.snapshot_mode) == ("auto", "soup")
-    assert train("bert", tmp_path / "b", max_steps=2).snapshot_mode == "single"
-    loaded.args.metric_for_best_model = "accuracy"
-    assert loaded.snapshot_mode == "single"
-
-
 # ---- frozen backbones ------------------------------------------------------------------------------------------------
 
 
