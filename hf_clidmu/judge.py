@@ -223,8 +223,8 @@ def warn_of_chance(alignment: float, clustering: float = math.nan) -> None:
     if clustering < MINIMUM_SHARE:
         logger.warning(
             "CLID did not select: the predicted classes have %.0f %% of the clustering that the features allow, so "
-            "these features are about something else. All states of the run count alike, and the model is the latest (or "
-            "their mean, with snapshot_mode='soup'). Compare it with others on labels that you trust, or start from a "
+            "these features are about something else. All states of the run count alike, and the model is the latest "
+            "(their mean with snapshot_mode='soup'). Compare it with others on labels that you trust, or start from a "
             "model that was trained to tell such classes apart.",
             100 * clustering,
         )
