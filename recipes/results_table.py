@@ -4,7 +4,8 @@
     python recipes/results_table.py --check    # say which are not up to date, change nothing
 
 A table stands between `<!-- results: FILE.json -->` and `<!-- /results -->`; one line a corpus, of several files,
-between `<!-- summary: FILE.json FILE.json -->` and `<!-- /summary -->`.
+between `<!-- summary: FILE.json FILE.json -->` and `<!-- /summary -->`; how wrong labels were found, between
+`<!-- detection: FILE.json -->` and `<!-- /detection -->`.
 """
 
 import argparse
@@ -20,6 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "recipes/benchmarks/README.md")
 _BLOCK = re.compile(r"(<!-- results: (?P<file>\S+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 _SUMMARY = re.compile(r"(<!-- summary: (?P<files>[^>]+?) -->\n).*?(<!-- /summary -->)", re.DOTALL)
+_DETECTION = re.compile(r"(<!-- detection: (?P<file>\S+) -->\n).*?(<!-- /detection -->)", re.DOTALL)
 _PLAIN, _OURS, _UPPER, _RIVAL = "cross-entropy", "CLID-MU (vri)", "upper reference", ", stopped early"
 # Heading, what to read from a cell, factor, digits.
 _COLUMNS = (
@@ -90,6 +92,40 @@ def summary(cells: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line[column] for column in filled) + " |" for line in lines)
 
 
+def detection_table(cells: list[dict[str, Any]]) -> str:
+    """Of runs of `detection.py`: ranking by detector, then what the report says and is worth, as Markdown."""
+    corpora: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        corpora.setdefault(cell["corpus"], []).append(cell)
+    detectors = list(dict.fromkeys(name for cell in cells for name in cell["scores"]))
+    times = list(dict.fromkeys(name for cell in cells for name in cell["seconds"]))
+    accuracies = list(dict.fromkeys(name for cell in cells for name in cell["accuracy"]))
+    blocks = (
+        ("AUROC", [(name, ("scores", name, "auroc"), 1, 3) for name in detectors]),
+        ("average precision", [(name, ("scores", name, "ap"), 1, 3) for name in detectors]),
+        ("F1 of those called wrong", [(name, ("scores", name, "f1"), 1, 3) for name in detectors]),
+        (
+            "the report, %",
+            [
+                ("wrong labels", ("noise_rate",), 100, 1),
+                ("estimated", ("estimated",), 100, 1),
+                ("called wrong", ("flagged",), 100, 1),
+                ("calibration error", ("calibration_error",), 100, 1),
+            ],
+        ),
+        ("cross-entropy trained on, accuracy in %", [(name, ("accuracy", name), 100, 1) for name in accuracies]),
+        ("seconds", [(name, ("seconds", name), 1, 0) for name in times]),
+    )
+    tables = []
+    for title, rows in blocks:
+        lines = [f"| {title} | " + " | ".join(corpora) + " |", "|---|" + "---|" * len(corpora)]
+        for name, path, factor, digits in rows:
+            texts = (_spread(runs, path, factor, digits) for runs in corpora.values())
+            lines.append(f"| {name} | " + " | ".join(texts) + " |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
 def rendered(page: str, folder: Path) -> str:
     """The page with every table made anew from the file it names, relative to `folder`.
 
@@ -106,7 +142,10 @@ def rendered(page: str, folder: Path) -> str:
     def sum_up(match: re.Match[str]) -> str:
         return f"{match[1]}{summary(cells_of(match['files']))}\n{match[3]}"
 
-    return _SUMMARY.sub(sum_up, _BLOCK.sub(fill, page))
+    def find(match: re.Match[str]) -> str:
+        return f"{match[1]}{detection_table(cells_of(match['file']))}\n{match[3]}"
+
+    return _DETECTION.sub(find, _SUMMARY.sub(sum_up, _BLOCK.sub(fill, page)))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -28,6 +28,7 @@ import report as report_recipe
 import train
 import yaml
 from compare import rounded, write_json
+from results_table import detection_table
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
                 cell = run_cell({**given, "seed": seed, "frozen_cache_dir": kept})
                 document["cells"].append(rounded({"corpus": corpus, "seed": seed, "arguments": given, **cell}))
                 write_json(options.output, document)
-    print(table(document["cells"]))
+    print(detection_table(document["cells"]))
 
 
 def run_cell(given: dict[str, Any]) -> dict[str, Any]:
@@ -194,44 +195,6 @@ def calibration_error(probability_N: np.ndarray, wrong_N: np.ndarray) -> float:
             for b in np.unique(bin_N)
         )
     )
-
-
-def table(cells: list[dict[str, Any]]) -> str:
-    """Means over seeds, as Markdown: ranking by detector, then what the report says and is worth."""
-    corpora = list(dict.fromkeys(cell["corpus"] for cell in cells))
-    detectors = list(dict.fromkeys(name for cell in cells for name in cell["scores"]))
-    lines = ["| AUROC | " + " | ".join(corpora) + " |", "|---|" + "---|" * len(corpora)]
-    for name in detectors:
-        values = [
-            [cell["scores"].get(name, {}).get("auroc") for cell in cells if cell["corpus"] == corpus]
-            for corpus in corpora
-        ]
-        lines.append(f"| {name} | " + " | ".join(spread(value, 3) for value in values) + " |")
-    lines += ["", "| | " + " | ".join(corpora) + " |", "|---|" + "---|" * len(corpora)]
-    for title, path in (
-        ("noise rate", ("noise_rate",)),
-        ("estimated", ("estimated",)),
-        ("called wrong", ("flagged",)),
-        ("calibration error", ("calibration_error",)),
-        *((f"CE trained on labels: {name}", ("accuracy", name)) for name in ("given", "drop", "relabel", "suggested")),
-    ):
-        row = []
-        for corpus in corpora:
-            values = [cell for cell in cells if cell["corpus"] == corpus]
-            for name in path:
-                values = [value.get(name) for value in values]
-            row.append(spread(values, 3))
-        lines.append(f"| {title} | " + " | ".join(row) + " |")
-    return "\n".join(lines)
-
-
-def spread(values: list[float | None], digits: int) -> str:
-    """Mean ± standard deviation of what is known."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    deviation = f" ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else ""
-    return f"{np.mean(known):.{digits}f}{deviation}"
 
 
 if __name__ == "__main__":

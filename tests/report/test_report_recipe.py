@@ -113,8 +113,11 @@ def test_the_detection_benchmark_scores_and_tabulates():
         "calibration_error": 0.1,
         "scores": {"report": figures},
         "accuracy": {"given": 0.5, "drop": 0.6, "relabel": 0.7, "suggested": None},
+        "seconds": {"report": 3.2},
     }
-    text = detection.table([cell, {**cell, "estimated": 0.6}])
+    text = detection.detection_table([cell, {**cell, "estimated": 0.6}])
+    assert "| AUROC | films |" in text
     assert "| report | 0.750 ± 0.000 |" in text
-    assert "| estimated | 0.500 ± 0.141 |" in text
-    assert "| CE trained on labels: suggested |  |" in text
+    assert "| estimated | 50.0 ± 14.1 |" in text
+    assert "| suggested |  |" in text
+    assert "| report | 3 ± 0 |" in text
