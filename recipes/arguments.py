@@ -128,6 +128,13 @@ class RunArguments:
             "help": "The split that the final table scores: test, or validation, on which settings are to be chosen."
         },
     )
+    card_examples: int = field(
+        default=0,
+        metadata={
+            "help": "Show so many samples, those whose labels are believed least, on the model card. Texts are "
+            "shown as they are: only for data that anybody may read. Of images, their row."
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace a finished run in output_dir."})
     dry_run: bool = field(default=False, metadata={"help": "Build everything, do one step, print the plan, stop."})
 

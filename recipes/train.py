@@ -32,6 +32,7 @@ from hf_clidmu.backbones import load_classifier
 from hf_clidmu.classifier import forked_random_state
 from hf_clidmu.config import CLIDMUConfig
 from hf_clidmu.data import Corpus, load_corpus, prepare_corpus, stream_corpus
+from hf_clidmu.ledger import Ledger
 from hf_clidmu.metrics import classification_metrics
 from hf_clidmu.staging import is_local
 from hf_clidmu.trainer import CLIDMUTrainer
@@ -96,11 +97,28 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 def describe(trainer: CLIDMUTrainer, corpus: Corpus, run: RunArguments, results: dict[str, Any]) -> None:
-    """Tell the model card what the recipe knows: the data and the figures, and no sample."""
+    """Tell the model card what the recipe knows: the data and the figures, and no sample that was not asked for."""
     for name, value in {**measured(results), "dataset_name": corpus.name}.items():
         setattr(trainer.card, name, value)
     if not is_local(run.dataset) and "/" in run.dataset:
         trainer.card.datasets = [run.dataset]
+    if run.card_examples and trainer.ledger is not None:
+        trainer.card.examples = least_believed(trainer.ledger, corpus, run.card_examples)
+
+
+def least_believed(ledger: Ledger, corpus: Corpus, count: int) -> list[tuple[str, str, str]]:
+    """The samples whose labels the run believes least: text or row, given label, and the label that it believes."""
+    suspects = ledger.suspects()
+    doubted = (suspects["given_label"] != suspects["predicted_label"]) & (suspects["predicted_label"] >= 0)
+    rows = suspects.loc[doubted, ["index", "given_label", "predicted_label"]].head(count)
+    return [
+        (
+            corpus.train[row]["text"] if corpus.modality == "text" else f"row {row}",
+            corpus.label_names[given],
+            corpus.label_names[believed],
+        )
+        for row, given, believed in rows.astype(int).itertuples(index=False)
+    ]
 
 
 def settle(run: RunArguments, config: CLIDMUConfig) -> None:

@@ -1,6 +1,7 @@
 """The recipes: where arguments come from, one whole small run, and the grid of runs."""
 
 import json
+import re
 
 import datasets
 import numpy as np
@@ -244,6 +245,26 @@ def test_the_saved_model_is_the_selected_one_and_works_in_a_pipeline(run):
     right = [a[0]["label"] == corpus.label_names[corpus.test["label"][r]] for a, r in zip(answers, rows, strict=True)]
     assert sum(right) / len(right) == pytest.approx(results["results"]["selected"]["test_accuracy"], abs=0.1)
     assert classify(Image.new("L", (8, 8)))
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_samples_are_on_the_card_where_that_was_asked_for(modality, run, train, bert_folder, tmp_path):
+    assert "believes least" not in (run[0] / "README.md").read_text()
+    if modality == "text":
+        rows = "".join(f"w{row} {'good' if row % 3 else 'bad'},{row % 2}\n" for row in range(60))
+        (tmp_path / "films.csv").write_text(f"text,label\n{rows}")
+        data = {"dataset": tmp_path / "films.csv", "model": bert_folder[0], "test_size": 0.2}
+        data |= dict.fromkeys(("noise", "noise_rate", "image_size", "augment"))
+    else:
+        data = {}
+    train(words(tmp_path / "run", card_examples=2, **data))
+    card = (tmp_path / "run" / "README.md").read_text()
+    lines = card.split("| sample | given | suggested |\n|---|---|---|\n")[1].split("\n")[:2]
+    table = pyarrow.parquet.read_table(tmp_path / "run" / "ledger.parquet").to_pandas().sort_values("label_score")
+    expected = table[table["given_label"] != table["predicted_label"]]["index"].head(2)
+    for line, row in zip(lines, expected, strict=True):
+        sample = line.split(" | ")[0].removeprefix("| ")
+        assert re.fullmatch(r"w\d+ (good|bad)" if modality == "text" else f"row {row}", sample)
 
 
 def test_the_ledger_is_beside_the_model(run):
