@@ -1,0 +1,30 @@
+"""What a run says of itself on a card."""
+
+import pytest
+from tiny_models import tiny_classifier
+
+from hf_clidmu.run_facts import facts_of_run
+
+
+HISTORY = [{"step": step, "eval_clid": 4.0, "eval_accuracy": step / 10, "eval_runtime": 1.0} for step in (2, 4, 6)]
+
+
+@pytest.mark.parametrize(
+    ("selected", "expected"),
+    [
+        (None, [("last step", 0.6, True)]),
+        ([], [("last step", 0.6, True)]),
+        ([6], [("last step", 0.6, True)]),
+        ([4], [("last step", 0.6, False), ("selected", 0.4, True)]),
+        ([4, 6], [("last step", 0.6, False)]),  # a mean of states, which nobody measured
+    ],
+)
+def test_a_card_has_the_scores_of_its_weights_and_of_no_others(selected, expected):
+    facts = facts_of_run(model=tiny_classifier("bert"), config=None, history=HISTORY, selected=selected)
+    assert [(row.name, row.scores["accuracy"], row.is_this_model) for row in facts["results"]] == expected
+    assert [entry["step"] for entry in facts["evaluations"]] == [2, 4, 6]
+
+
+def test_without_an_evaluation_set_nothing_was_measured():
+    history = [{"step": 2, "eval_clid": 4.0}]
+    assert facts_of_run(model=tiny_classifier("bert"), config=None, history=history)["results"] == []
