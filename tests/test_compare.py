@@ -164,7 +164,14 @@ def test_a_grid_without_seeds_is_an_error(grid, tmp_path):
 
 def test_a_cell_is_one_run_of_the_recipe_with_these_arguments(monkeypatch):
     runs = []
-    kept = {**results(0.5, 0.6), "peak_memory_mib": 1.0, "num_train_samples": 3, "noise": None, "versions": {}}
+    kept = {
+        **results(0.5, 0.6),
+        "weights": "step 1",
+        "peak_memory_mib": 1.0,
+        "num_train_samples": 3,
+        "noise": None,
+        "versions": {},
+    }
     kept["evaluations"] = [{"step": 1, "clid": 4.123456789}]
 
     def run_apart(words, said):
