@@ -18,7 +18,6 @@ from hf_clidmu.model_card import CardFacts, write_card
 from hf_clidmu.reloading import load_run
 from hf_clidmu.run_facts import facts_of_run, modality_of
 from hf_clidmu.selecting import SelectingTrainer
-from hf_clidmu.snapshots import Snapshot
 from hf_clidmu.staging import (
     PushError,
     SecretToken,
@@ -206,23 +205,23 @@ class PublishingTrainer(SelectingTrainer):
 
     def held_weights(self) -> str:
         """Which weights the model holds: those of a step, or what was selected."""
-        if not self._holds_selected or self.snapshots is None or not self.snapshots.kept:
+        steps = self._selected_steps()
+        if not steps:
             return f"step {self.state.global_step}"
         judge = (self.args.metric_for_best_model or "clid").removeprefix("eval_")
         by = f"selected by {'CLID' if judge == 'clid' else judge}"
-        if self._levels.is_blind:
-            by = "the latest, for CLID knows nothing of these classes"
-        members = self._selected()
-        if len(members) == 1:
-            return f"step {members[0].step}, {by}"
-        why = "CLID knows nothing of these classes" if self._levels.is_blind else f"{by}, which cannot tell them apart"
-        return f"mean of {len(members)} states, steps {members[0].step} to {members[-1].step}: {why}"
+        blind = "CLID knows nothing of these classes" if self._levels.is_blind else ""
+        if len(steps) == 1:
+            return f"step {steps[0]}, " + (f"the latest, for {blind}" if blind else by)
+        return f"mean of {len(steps)} states, steps {steps[0]} to {steps[-1]}: " + (
+            blind or f"{by}, which cannot tell them apart"
+        )
 
-    def _selected(self) -> list[Snapshot]:
-        """The snapshots that the selected weights are made of; empty where nothing was evaluated."""
-        if self.snapshots is None:
+    def _selected_steps(self) -> list[int]:
+        """The steps whose weights, or the mean of them, the model holds; empty unless they were selected."""
+        if not self._holds_selected or self.snapshots is None:
             return []
-        return self.snapshots.members if self.config.snapshot_mode == "soup" else self.snapshots.kept[:1]
+        return [snapshot.step for snapshot in self.snapshots.members]
 
     def card_facts(self, weights: str) -> CardFacts:
         """What the card says of these weights: what was set in [`card`], and what is known here where nothing was."""
@@ -231,7 +230,7 @@ class PublishingTrainer(SelectingTrainer):
             config=self.config,
             history=self.state.log_history,
             ledger=self.ledger,
-            selected=[snapshot.step for snapshot in self._selected()] if self._holds_selected else None,
+            selected=self._selected_steps(),
         )
         name = self.hub_model_id or str(self.args.output_dir)
         known |= {"repo_id": self.hub_model_id, "model_name": name.rstrip("/").split("/")[-1], "weights": weights}

@@ -36,7 +36,7 @@ def facts_of_run(
     config: "CLIDMUConfig | None",
     history: Sequence[dict[str, Any]],
     ledger: "Ledger | None" = None,
-    selected: Sequence[int] | None = None,
+    selected: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Fields of [`CardFacts`] that follow from a run.
 
@@ -46,7 +46,7 @@ def facts_of_run(
         history: of the log.
         ledger: of the run.
         selected: the step whose weights the model holds, where they were selected, or the steps whose mean it holds;
-            None or none means the last ones.
+            none of them means the last ones.
     """
     labels = [str(name) for _, name in sorted((getattr(model.config, "id2label", None) or {}).items())]
     name = getattr(model.config, "_name_or_path", "") or ""
@@ -89,7 +89,7 @@ def _scores(entry: dict[str, Any], names: Sequence[str]) -> dict[str, float]:
     return {name: entry[f"eval_{name}"] for name in names if f"eval_{name}" in entry}
 
 
-def _results(history: Sequence[dict[str, Any]], selected: Sequence[int] | None) -> list[Scores]:
+def _results(history: Sequence[dict[str, Any]], selected: Sequence[int]) -> list[Scores]:
     """The scores on the evaluation set, where there was one with labels; nobody measured those of a mean of states."""
     scored = {entry["step"]: found for entry in history if (found := _scores(entry, ("accuracy", "macro_f1")))}
     if not scored:

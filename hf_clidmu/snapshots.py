@@ -220,12 +220,13 @@ class Snapshots:
 
     def _remove_others(self) -> None:
         """Delete weights that no snapshot of this run holds: dropped ones, and those of an earlier run here."""
-        held = {snapshot.file for snapshot in self.history}
-        for path in self.folder.glob("step-*.safetensors") if self.writes else ():
+        if not self.writes:
+            return
+        held = self._files(self.history)
+        for path in (*self.folder.glob("step-*.safetensors"), self.folder / _MEAN_NAME):
             if path.name not in held:
-                path.unlink()
-        if self.writes:
-            remove_unfinished(self.folder)
+                path.unlink(missing_ok=True)
+        remove_unfinished(self.folder)
 
     def _write(self, name: str, state: dict[str, Tensor]) -> bool:
         if not self.writes:

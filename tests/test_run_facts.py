@@ -12,8 +12,7 @@ HISTORY = [{"step": step, "eval_clid": 4.0, "eval_accuracy": step / 10, "eval_ru
 @pytest.mark.parametrize(
     ("selected", "expected"),
     [
-        (None, [("last step", 0.6, True)]),
-        ([], [("last step", 0.6, True)]),
+        ((), [("last step", 0.6, True)]),
         ([6], [("last step", 0.6, True)]),
         ([4], [("last step", 0.6, False), ("selected", 0.4, True)]),
         ([4, 6], [("last step", 0.6, False)]),  # a mean of states, which nobody measured

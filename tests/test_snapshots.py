@@ -211,6 +211,12 @@ def test_a_lower_score_begins_the_mean_anew_and_a_state_counts_once(tmp_path):
     assert files(tmp_path) == ["mean.safetensors", *names(5)]
 
 
+def test_the_mean_of_an_earlier_run_is_not_left_behind(tmp_path):
+    filled(tmp_path, [1.0, 1.0], averages=True)
+    filled(tmp_path, [1.0])
+    assert files(tmp_path) == names(1)
+
+
 def test_a_checkpoint_keeps_the_mean_of_its_time(tmp_path):
     snapshots, _ = filled(tmp_path / "run", [1.0, 1.0], averages=True)
     snapshots.save_files(tmp_path / "kept")
