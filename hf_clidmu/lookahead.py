@@ -11,7 +11,8 @@ Shape suffixes: B training batch, M meta batch, C classes, D features.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,9 +31,16 @@ from hf_clidmu.sharding import Shares, share, whole
 
 TANGENTS = ("auto", "closed_form", "finite_difference", "forward")
 PRECONDITIONERS = ("none", "adam")
-# Length of the perturbation in parameter space: the smaller, the smaller the curvature's share of the difference,
-# until rounding takes over. Measured against forward mode; in bf16 a radius of 1e-3 is noise.
-PERTURBATION_RADIUS = {torch.float64: 1e-6, torch.float32: 3e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+# Length of the perturbation in parameter space: the smaller, the smaller the share of curvature and of kinks (ReLU) in
+# the difference, until rounding takes over. Measured against forward mode; in bf16 a radius of 1e-3 is noise.
+PERTURBATION_RADIUS = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+# Batch statistics of fewer samples than this curve the logits: one side is not enough. Cosine on one side, in the
+# worst of 40 cases: 0.9988 with six samples, 0.9996 from 16 on.
+FEWEST_ON_ONE_SIDE = 16
+# Of the meta samples, those whose activations are computed again when their backward comes, for two sets of activations
+# (the training batch's and this one) are what a look-ahead over everything takes most memory for. The first part's
+# gradients are there by then: the second must be smaller.
+RECOMPUTED = 3 / 8
 _HALF = (torch.bfloat16, torch.float16)
 # Length of a logit gradient that goes backward through float16, which ends at 6e-8 and 6e4: in the middle between both.
 _LENGTH_IN_FLOAT16 = 256.0
@@ -88,9 +96,9 @@ class LookAhead:
         preconditioner: D. `none` is the identity (published), `adam` the main optimiser's diagonal.
         radius: length of the finite difference's perturbation; None chooses by precision.
         autocast: what the model's own forward casts to inside, as accelerate makes it do; None where it does not.
-        central: take differences on both sides. Half precision and batch statistics need it, and get it unasked; a
-            training forward that was not computed as the module itself computes (compiled) needs it, too: its logits
-            are not those at theta.
+        central: take differences on both sides. Half precision and batch statistics of few samples need it, and get
+            it unasked; a training forward that was not computed as the module itself computes (compiled) needs it,
+            too: its logits are not those at theta.
         average: averages a list of tensors over processes; None for a single process.
         gather: rows of all processes, with gradient, for an objective over the meta samples of all of them; None lets
             each process judge its own.
@@ -209,7 +217,8 @@ class LookAhead:
         precision = self._precision(module)
         with private_buffers(module):  # activation checkpointing runs the forward again here
             # The real backward goes through the same graph.
-            gradients = self._pulled_back(held, output.logits_BC, loss_gradient_BC, theta, precision, keep_graph=True)
+            whole_batch = [(output.logits_BC, loss_gradient_BC)]
+            gradients = self._pulled_back(held, theta, whole_batch, loss_gradient_BC, precision, keep_graph=True)
         diagonal = self._diagonal(theta, gradients, optimizer)
         step = step_size if self.lookahead else 0.0
         ahead = _moved(held.values(theta), _scaled(diagonal, gradients), -step)
@@ -303,13 +312,29 @@ class LookAhead:
                 "meta_source='batch' judges the features of the running batch and needs scope='head' with "
                 f"tangent='closed_form', not scope='{self.scope}' with tangent='{self.tangent}'"
             )
+        whole_only = self.scope == "head" or _takes_batch_statistics(module)
+        kept, again = _apart(meta.inputs, 0.0 if whole_only else RECOMPUTED)
         with held.displaced(theta, ahead), without_side_effects(module, meta.seed), torch.enable_grad():
-            judged = self.tap.forward(module, meta.inputs)
-            features_MD = judged.features_BD if meta.judge_features_MD is None else meta.judge_features_MD
-            meta_loss = self._objective(features_MD, judged.logits_BC, meta.labels_M)
-            (gradient_MC,) = torch.autograd.grad(meta_loss, judged.logits_BC)
+            judged = [self.tap.forward(module, kept)]  # first: autocast keeps copies of parameters, with their graph
+            if again is not None:
+                with torch.no_grad():
+                    judged.append(self.tap.forward(module, again, remember_random_state=True))
+            logits_MC = torch.cat([part.logits_BC.detach() for part in judged]).requires_grad_()
+            own_MD = torch.cat([part.features_BD for part in judged])
+            features_MD = own_MD if meta.judge_features_MD is None else meta.judge_features_MD
+            meta_loss = self._objective(features_MD, logits_MC, meta.labels_M)
+            (gradient_MC,) = torch.autograd.grad(meta_loss, logits_MC)
+            count = len(judged[0].logits_BC)
+
+            def parts() -> Iterator[tuple[Tensor, Tensor]]:
+                yield judged[0].logits_BC, gradient_MC[:count]
+                if again is not None:
+                    with self._repeating(module, judged[1]):
+                        recomputed = self.tap.forward(module, again)
+                    yield recomputed.logits_BC, gradient_MC[count:]
+
             # Inside the context: activation checkpointing runs the forward again here, and must find theta+.
-            gradients = self._pulled_back(held, judged.logits_BC, gradient_MC, theta, precision)
+            gradients = self._pulled_back(held, theta, parts(), gradient_MC, precision)
         return meta_loss.detach(), gradients
 
     def _finite_difference(
@@ -326,7 +351,8 @@ class LookAhead:
 
         Central: `(z(theta + eps Du) - z(theta - eps Du)) / 2 eps`.
         """
-        central = self.central or precision in _HALF or _takes_batch_statistics(module)
+        curved = len(output.logits_BC) < FEWEST_ON_ONE_SIDE and _takes_batch_statistics(module)
+        central = self.central or curved or precision in _HALF
         radius = PERTURBATION_RADIUS.get(precision, 5e-2) if self.radius is None else self.radius
         epsilon = radius / held.length(theta, directions).clamp(min=_TINY)
 
@@ -402,23 +428,24 @@ class LookAhead:
     def _pulled_back(
         self,
         held: "Wholes | Shares",
-        logits_BC: Tensor,
-        gradient_BC: Tensor,
         theta: Sequence[nn.Parameter],
+        parts: Iterable[tuple[Tensor, Tensor]],
+        gradient_BC: Tensor,
         precision: torch.dtype,
         keep_graph: bool = False,
     ) -> list[Tensor]:
         """What a gradient in the logits means for the parameters, `J_theta z^T g`, averaged over processes.
 
+        The batch comes in parts, each its logits and the gradient in them; `gradient_BC` is that of all of them.
+
         In float16 small gradients vanish, and the scaler that prevents it belongs to the real backward: the gradient
         goes through the network at a length of its own, and comes out without it.
         """
-        gradient_BC = gradient_BC.to(logits_BC.dtype)
         if precision != torch.float16:
-            return held.gradients(theta, logits_BC, gradient_BC, keep_graph)
+            return held.gradients(theta, parts, keep_graph)
         (length,) = self._averaged([_length([gradient_BC])])  # one for all processes, whose gradients are averaged
         scale = _LENGTH_IN_FLOAT16 / length
-        scaled = held.gradients(theta, logits_BC, gradient_BC * scale, keep_graph)
+        scaled = held.gradients(theta, ((logits_BC, part_BC * scale) for logits_BC, part_BC in parts), keep_graph)
         return [gradient.float() / scale for gradient in scaled]
 
     def _averaged(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -456,8 +483,18 @@ class LookAhead:
 
 
 def _takes_batch_statistics(module: nn.Module) -> bool:
-    """Whether samples are normalised by one another, which curves the logits: one side would not be enough."""
+    """Whether samples are normalised by one another, so that a batch is more than its parts."""
     return any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in module.modules())
+
+
+def _apart(inputs: Mapping[str, Tensor], second: float) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None]:
+    """A batch in two parts, the second of this share; in one part where it is none, or where inputs have not one
+    length."""
+    lengths = {len(tensor) if tensor.ndim else 0 for tensor in inputs.values()}
+    size = int(second * min(lengths, default=0))
+    if size == 0 or len(lengths) > 1:
+        return inputs, None
+    return {name: t[:-size] for name, t in inputs.items()}, {name: t[-size:] for name, t in inputs.items()}
 
 
 def _length(tensors: Sequence[Tensor]) -> Tensor:
@@ -482,20 +519,28 @@ class Wholes:
     def gradients(
         self,
         parameters: Sequence[nn.Parameter],
-        output: Tensor,
-        output_gradient: Tensor | None = None,
+        parts: Iterable[tuple[Tensor, Tensor]],
         retain_graph: bool = False,
     ) -> list[Tensor]:
-        """The gradient of each parameter, averaged over processes; `.grad` is left alone."""
-        gradients = torch.autograd.grad(
-            output,
-            parameters,
-            output_gradient,
-            retain_graph=retain_graph,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return list(gradients) if self.average is None else self.average(list(gradients))
+        """The gradient of each parameter, averaged over processes; `.grad` is left alone.
+
+        Args:
+            parameters: of what.
+            parts: outputs of the model and the gradient in each, one after the other.
+            retain_graph: as of `torch.autograd.grad`.
+        """
+        gradients: list[Tensor] = []
+        for output, output_gradient in parts:
+            some = torch.autograd.grad(
+                output,
+                parameters,
+                output_gradient.to(output.dtype),
+                retain_graph=retain_graph,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            gradients = _added(gradients, some) if gradients else list(some)
+        return gradients if self.average is None else self.average(gradients)
 
     def length(self, parameters: Sequence[nn.Parameter], tensors: Sequence[Tensor]) -> Tensor:
         """Euclidean length of all tensors together, (); float32."""
@@ -504,6 +549,15 @@ class Wholes:
     def displaced(self, parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> AbstractContextManager[None]:
         """See [`displaced`]."""
         return displaced(parameters, values)
+
+
+def _added(tensors: list[Tensor], more: Sequence[Tensor]) -> list[Tensor]:
+    """The sums, in the memory of the first where it is one tensor's alone: two parameters may have one gradient."""
+    owners = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors)
+    return [
+        t.add_(m) if owners[t.untyped_storage().data_ptr()] == 1 and t.is_contiguous() else t + m
+        for t, m in zip(tensors, more, strict=True)
+    ]
 
 
 def _scaled(diagonal: Sequence[Tensor] | None, tensors: Sequence[Tensor]) -> list[Tensor]:

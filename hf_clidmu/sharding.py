@@ -9,7 +9,7 @@ the look-ahead of more than the head displaces the shares, and the engine's own 
 ([`Shares`]). All of this is communication: every process must ask for it at the same moment.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,11 +70,15 @@ class Shares:
     def gradients(
         self,
         parameters: Sequence[nn.Parameter],
-        output: Tensor,
-        output_gradient: Tensor | None = None,
+        parts: Iterable[tuple[Tensor, Tensor]],
         retain_graph: bool = False,
     ) -> list[Tensor]:
         """The gradient's share of each parameter, averaged over processes; what was accumulated before stays.
+
+        Args:
+            parameters: of what.
+            parts: outputs of the model and the gradient in each, one after the other.
+            retain_graph: as of `torch.autograd.backward`.
 
         The engine gathers parameters and averages gradients in a backward of its own, which leads to `.grad`.
         """
@@ -82,7 +86,8 @@ class Shares:
         for parameter in self.named.values():
             parameter.grad = None
         try:
-            torch.autograd.backward(output, output_gradient, retain_graph=retain_graph)
+            for output, output_gradient in parts:
+                torch.autograd.backward(output, output_gradient.to(output.dtype), retain_graph=retain_graph)
             return [
                 torch.zeros_like(share(parameter)) if parameter.grad is None else share(parameter.grad)
                 for parameter in parameters

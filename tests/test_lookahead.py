@@ -18,7 +18,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from hf_clidmu.classifier import ClassifierOutput, ClassifierTap
-from hf_clidmu.lookahead import Judgement, LookAhead, MetaBatch, displaced, private_buffers, without_side_effects
+from hf_clidmu.lookahead import (
+    Judgement,
+    LookAhead,
+    MetaBatch,
+    Wholes,
+    _apart,
+    displaced,
+    private_buffers,
+    without_side_effects,
+)
 from hf_clidmu.objectives import get_objective
 from hf_clidmu.weighting import VRI, Weighting, WeightingBatch, WNet
 
@@ -568,6 +577,89 @@ def test_an_objective_without_any_gradient_gives_a_tangent_of_zero(scope, tangen
     object.__setattr__(case.objective, "function", lambda features_MD, logits_MC, labels_M: 0 * logits_MC.sum())
     judgement, hypergradient = case.look(scope, tangent)
     assert bool((judgement.logit_tangent_BC == 0).all()) and all(bool((g == 0).all()) for g in hypergradient)
+
+
+@pytest.mark.parametrize(("samples", "forwards"), [(15, 2), (16, 1)])
+def test_batch_statistics_of_few_samples_get_both_sides(samples, forwards):
+    case = Case(build())
+    case.inputs, case.labels_B = {"x": normal(5, samples, 6)}, torch.arange(samples) % CLASSES
+    case.noise_BC = normal(7, samples, CLASSES)
+    case.look("all", "finite_difference")
+    assert case.model.fragile.calls == 2 + forwards  # the training forward, and that at theta+
+
+
+# --- a meta batch in two parts ---------------------------------------------------------------------------------------
+
+
+def in_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_clidmu.lookahead.RECOMPUTED", 0.0)
+
+
+@pytest.mark.parametrize("tangent", ["forward", "finite_difference"])
+@pytest.mark.parametrize("options", [{}, {"average": lambda tensors: [2 * tensor for tensor in tensors]}])
+def test_a_meta_batch_in_two_parts_is_the_whole(monkeypatch, tangent, options):
+    case = Case(build(tied=True).eval())
+    case.model.fragile.calls = 0
+    halves = case.look("all", tangent, **options)
+    calls = case.model.fragile.calls
+    in_one_part(monkeypatch)
+    case.model.fragile.calls = 0
+    whole = case.look("all", tangent, **options)
+    assert calls == case.model.fragile.calls + 2  # the second part passes twice, the first beside it
+    assert relative_error(halves[0].meta_loss, whole[0].meta_loss) <= 1e-14
+    assert relative_error(halves[0].logit_tangent_BC, whole[0].logit_tangent_BC) <= 1e-9
+    assert relative_error(halves[1], whole[1]) <= 1e-9
+
+
+def test_both_parts_have_gradients_under_autocast(monkeypatch):
+    """Autocast keeps its half-precision copies of parameters, also those made where no graph is recorded."""
+    tangents = []
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            judgement, _ = to_float32(Case(build().eval())).look("all", "finite_difference")
+        tangents.append(judgement.logit_tangent_BC.flatten())
+        in_one_part(monkeypatch)
+    assert F.cosine_similarity(*tangents, dim=0) > 0.99
+    assert float(tangents[0].norm() / tangents[1].norm()) == pytest.approx(1, abs=0.1)
+
+
+def test_the_second_part_has_the_same_dropout_masks_twice():
+    """Its gradient belongs to the logits that were judged."""
+    case = Case(build(dropout=0.5))
+    for module in (case.model, case.model.norm):
+        module.train(module is case.model)
+    masks: list[Tensor] = []
+    case.model.dropout.register_forward_hook(lambda _, args, output: masks.append((output == 0).detach()))
+    case.look("all", "finite_difference")
+    training, first, second, again = masks[:2], masks[2:4], masks[4:6], masks[6:8]
+    assert [len(mask) for mask in (training[0], first[0], second[0], again[0])] == [10, 9, 5, 5]
+    assert all(torch.equal(one, other) for one, other in zip(second, again, strict=True))
+    assert 0.2 < float(second[1].double().mean()) < 0.8
+
+
+def test_inputs_of_different_lengths_stay_together():
+    whole = {"pixels": torch.zeros(8, 2), "positions": torch.zeros(1, 2)}
+    assert _apart(whole, 0.5) == (whole, None)
+    assert _apart({"pixels": torch.zeros(2, 2)}, 3 / 8)[1] is None  # nothing to spare
+    first, second = _apart({"pixels": torch.arange(8), "mask": torch.arange(8)}, 3 / 8)
+    assert first["mask"].tolist() == [0, 1, 2, 3, 4] and second["pixels"].tolist() == [5, 6, 7]
+
+
+def test_gradients_that_share_their_memory_are_not_added_twice():
+    class Twice(nn.Module):
+        """Two parameters that get one gradient."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Parameter(torch.zeros(3).double()), nn.Parameter(torch.zeros(3).double())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (self.one + self.other)
+
+    model, x = Twice(), normal(1, 4, 3)
+    parts = [(model(part), torch.ones_like(part)) for part in (x[:3], x[3:])]
+    gradients = Wholes().gradients(list(model.parameters()), parts)
+    assert all(relative_error(gradient, x.sum(dim=0)) <= 1e-12 for gradient in gradients)
 
 
 # --- (d) it changes nothing ------------------------------------------------------------------------------------------
