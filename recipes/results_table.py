@@ -4,8 +4,8 @@
     python recipes/results_table.py --check    # say which are not up to date, change nothing
 
 A table stands between `<!-- results: FILE.json -->` and `<!-- /results -->`; one line a corpus, of several files,
-between `<!-- summary: FILE.json FILE.json -->` and `<!-- /summary -->`; how wrong labels were found, between
-`<!-- detection: FILE.json -->` and `<!-- /detection -->`.
+between `<!-- summary: FILE.json FILE.json -->` and `<!-- /summary -->`; how wrong labels were found, `detection`; what a
+step costs, `cost`.
 """
 
 import argparse
@@ -13,16 +13,25 @@ import json
 import re
 import statistics
 import sys
+from collections import ChainMap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "recipes/benchmarks/README.md")
-_BLOCK = re.compile(r"(<!-- results: (?P<file>\S+) -->\n).*?(<!-- /results -->)", re.DOTALL)
-_SUMMARY = re.compile(r"(<!-- summary: (?P<files>[^>]+?) -->\n).*?(<!-- /summary -->)", re.DOTALL)
-_DETECTION = re.compile(r"(<!-- detection: (?P<file>\S+) -->\n).*?(<!-- /detection -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (?P<kind>\w+): (?P<files>[^>]+?) -->\n).*?(<!-- /(?P=kind) -->)", re.DOTALL)
 _PLAIN, _OURS, _UPPER, _RIVAL = "cross-entropy", "CLID-MU (vri)", "upper reference", ", stopped early"
+_COSTS = {  # modes of step_cost.py, in words
+    "head, batch": 'head, judged on the running batch (`meta_source="batch"`)',
+    "head, subset": "head, judged on fixed training samples (the default)",
+    "head, subset, every 5th": "the same with `meta_every=5`",
+    "all, finite_difference": 'everything that trains (`scope="all"`)',
+    "all, forward": 'the same with `tangent="forward"`',
+    "all, finite_difference, every 5th": "by finite differences with `meta_every=5`",
+    "published": "the published algorithm: twice through the network",
+}
 # Heading, what to read from a cell, factor, digits.
 _COLUMNS = (
     ("last step", ("results", "last", "test_accuracy"), 100, 1),
@@ -126,26 +135,46 @@ def detection_table(cells: list[dict[str, Any]]) -> str:
     return "\n\n".join(tables)
 
 
+def cost_table(models: dict[str, Any]) -> str:
+    """Of figures of `step_cost.py`: CPU time of a step, in brackets peak memory, over a plain one's, as Markdown."""
+    lines = [["mode", *models], ["---"] * (1 + len(models))]
+    for mode in list(dict.fromkeys(mode for figures in models.values() for mode in figures["modes"])):
+        found = [figures["modes"].get(mode) for figures in models.values()]
+        lines.append(
+            [
+                _COSTS.get(mode, mode),
+                *("" if f is None else f"{f['cpu_time']['median']:.2f} ({f['peak_memory']:.2f})" for f in found),
+            ]
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def rendered(page: str, folder: Path) -> str:
-    """The page with every table made anew from the file it names, relative to `folder`.
+    """The page with every table made anew from the files it names, relative to `folder`.
 
     Raises:
         FileNotFoundError: when a file is missing.
+        ValueError: for a kind of table that does not exist.
     """
 
-    def cells_of(names: str) -> list[dict[str, Any]]:
-        return [cell for name in names.split() for cell in json.loads((folder / name).read_text("utf8"))["cells"]]
-
     def fill(match: re.Match[str]) -> str:
-        return f"{match[1]}{table(cells_of(match['file']))}\n{match[3]}"
+        if match["kind"] not in _TABLES:
+            raise ValueError(f"no table is called '{match['kind']}'; known: {', '.join(_TABLES)}")
+        part, make = _TABLES[match["kind"]]
+        read = [json.loads((folder / name).read_text("utf8"))[part] for name in match["files"].split()]
+        together = [cell for cells in read for cell in cells] if part == "cells" else dict(ChainMap(*read[::-1]))
+        return f"{match[1]}{make(together)}\n{match[4]}"
 
-    def sum_up(match: re.Match[str]) -> str:
-        return f"{match[1]}{summary(cells_of(match['files']))}\n{match[3]}"
+    return _BLOCK.sub(fill, page)
 
-    def find(match: re.Match[str]) -> str:
-        return f"{match[1]}{detection_table(cells_of(match['file']))}\n{match[3]}"
 
-    return _DETECTION.sub(find, _SUMMARY.sub(sum_up, _BLOCK.sub(fill, page)))
+# Kind of a table: the part of the files that it shows, and how.
+_TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "results": ("cells", table),
+    "summary": ("cells", summary),
+    "detection": ("cells", detection_table),
+    "cost": ("models", cost_table),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -86,6 +86,27 @@ def test_a_page_is_rendered_from_the_files_it_names(tmp_path):
     assert results_table.rendered(new, tmp_path) == new
 
 
+def test_costs_are_a_line_a_mode_and_a_column_a_model(tmp_path):
+    def figures(**modes):
+        values = {"cpu_time": {"median": 1.234}, "peak_memory": 1.5}
+        return {"modes": {mode.replace("_", ", "): values for mode in modes}}
+
+    document = {"models": {"small": figures(head_batch=1, new=1), "large": figures(new=1)}}
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    lines = results_table.rendered("<!-- cost: a.json -->\n<!-- /cost -->", tmp_path).split("\n")
+    assert lines[1:-1] == [
+        "| mode | small | large |",
+        "| --- | --- | --- |",
+        '| head, judged on the running batch (`meta_source="batch"`) | 1.23 (1.50) |  |',
+        "| new | 1.23 (1.50) | 1.23 (1.50) |",
+    ]
+
+
+def test_a_table_of_an_unknown_kind_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"no table is called 'reslts'; known: results, "):
+        results_table.rendered("<!-- reslts: a.json -->\n<!-- /reslts -->", tmp_path)
+
+
 def test_the_tables_of_the_pages_are_up_to_date():
     results_table.main(["--check"])
 
