@@ -25,6 +25,7 @@ for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
 
 import numpy as np  # noqa: E402
 import process_checks  # noqa: E402
+import pytest  # noqa: E402
 import spread_on_cpu  # noqa: E402
 import torch  # noqa: E402
 from tiny_models import tiny_batch, tiny_classifier  # noqa: E402
@@ -214,6 +215,9 @@ def run(job: dict) -> None:
     if "check" in job:
         process_checks.run(job["check"])
         return
+    if "hub" in job:
+        push(job)
+        return
     events = Events(job.get("kill_at") if job.get("kill_rank", 0) == int(os.environ.get("RANK", 0)) else None)
     if "fsdp2" in job:
         spread_on_cpu.install(**job["fsdp2"])
@@ -233,6 +237,43 @@ def run(job: dict) -> None:
     if job.get("save_to"):
         trainer.save_model(job["save_to"])
     Path(f"{job['report']}.{trainer.args.process_index}").write_text(json.dumps(found, sort_keys=True))
+
+
+def push(job: dict) -> None:
+    """Train and push; the report holds the whole weights at every checkpoint and at the end."""
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "hub"))
+    import local_hub
+    import tiny_runs
+
+    local_hub.connect(pytest.MonkeyPatch(), **job["hub"])
+    if "fsdp2" in job:
+        spread_on_cpu.install(**job["fsdp2"])
+    settings = {
+        "push_to_hub": True,
+        "hub_strategy": job.get("strategy", "every_save"),
+        "hub_token": job["hub"]["token"],
+        "hub_always_push": True,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
+    trainer = tiny_runs.tiny_run("bert", Path(job["output_dir"]), **settings)
+    states: dict[int | str, dict] = {}
+    save = trainer._save_checkpoint
+
+    def saved(*args, **kwargs):
+        states[trainer.state.global_step] = copy_of(trainer.model)
+        return save(*args, **kwargs)
+
+    trainer._save_checkpoint = saved
+    trainer.train()
+    states["end"] = copy_of(trainer.model)
+    trainer.push_to_hub()
+    found = {"selected": trainer.snapshots.best.step, "states": states}
+    torch.save(found, f"{job['report']}.{trainer.args.process_index}")
+
+
+def copy_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in whole_state(model).items()}
 
 
 def state_of(trainer: CLIDMUTrainer) -> dict:

@@ -1,16 +1,10 @@
 """A Hub of our own for the tests of this folder, and the client that talks to it, with and without xet."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
-from huggingface_hub import constants
-from local_hub import LocalHub
-
-
-_sleep = time.sleep
+from local_hub import LocalHub, connect
 
 
 @pytest.fixture(scope="session")
@@ -37,14 +31,5 @@ def hub(server: LocalHub, transport: str, monkeypatch: pytest.MonkeyPatch, tmp_p
     server.foreign.clear()
     server.heal()
     server.delay = 0.2
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", transport == "lfs")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("time.sleep", lambda seconds: _sleep(min(seconds, 0.002)))  # back-off takes no time
-    monkeypatch.setenv("HF_TOKEN", server.token)
+    connect(monkeypatch, server.url, server.token, tmp_path / "cache", xet=transport == "xet")
     return server

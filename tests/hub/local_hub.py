@@ -21,7 +21,10 @@ from time import sleep  # the real one: tests shorten that of the client
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import huggingface_hub
+import pytest
 import yaml
+from huggingface_hub import constants
 
 
 LARGE = (".safetensors", ".parquet", ".bin", ".pt", ".pth", ".onnx", ".png")
@@ -115,6 +118,18 @@ class Refusal(Exception):
     def __init__(self, status: int, message: str, code: str | None = None, **body: Any):
         super().__init__(message)
         self.status, self.code, self.body = status, code, body
+
+
+def connect(patch: pytest.MonkeyPatch, url: str, token: str, cache: Path, xet: bool = False) -> None:
+    """Connect the client of this process to a Hub: with a token, an empty cache, and a back-off that takes no time."""
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "ENDPOINT", url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(huggingface_hub.hf_api.api, "endpoint", url)
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setattr("time.sleep", lambda seconds: sleep(min(seconds, 0.002)))
+    patch.setenv("HF_TOKEN", token)
 
 
 class LocalHub:
