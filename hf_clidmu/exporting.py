@@ -63,17 +63,14 @@ def export_onnx(
 
 def _write(model: nn.Module, traced: dict[str, Tensor], others: dict[str, Tensor], path: Path, runtime: Any) -> None:
     dims = ("batch", "sequence")
-    shapes = {
-        name: {axis: dims[axis] for axis in range(2 if values.ndim == 2 else 1)} for name, values in traced.items()
-    }
+    shapes = tuple({axis: dims[axis] for axis in range(2 if v.ndim == 2 else 1)} for v in traced.values())
     if sum(parameter.nbytes for parameter in model.parameters()) > _LARGEST_FILE:
         raise ValueError("the model is larger than one ONNX file may be (2 GiB)")
     torch.onnx.export(
-        _Logits(model).eval(),
-        (),
+        _Logits(model, list(traced)).eval(),
+        tuple(traced.values()),
         path,
-        kwargs=traced,
-        dynamic_shapes={"inputs": shapes},
+        dynamic_shapes={"values": shapes},
         input_names=list(traced),
         output_names=["logits"],
         dynamo=True,
@@ -95,14 +92,14 @@ def _write(model: nn.Module, traced: dict[str, Tensor], others: dict[str, Tensor
 
 
 class _Logits(nn.Module):
-    """The model as a function of its inputs by name, giving logits alone."""
+    """The model as a function of its inputs in an order, giving logits alone: torch 2.11 traces no inputs by name."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, names: list[str]):
         super().__init__()
-        self.model = model
+        self.model, self.names = model, names
 
-    def forward(self, **inputs: Tensor) -> Tensor:
-        return self.model(**inputs).logits
+    def forward(self, *values: Tensor) -> Tensor:
+        return self.model(**dict(zip(self.names, values, strict=True))).logits
 
 
 def _samples(processor: Any, texts: list[str], size: int) -> dict[str, Tensor]:

@@ -62,7 +62,7 @@ def test_an_image_model_by_the_recipe(tmp_path, capsys):
 def test_an_export_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
     saved("test_resnet", tmp_path / "model", image_size=32)
     forward = exporting._Logits.forward
-    monkeypatch.setattr(exporting._Logits, "forward", lambda self, **inputs: forward(self, **inputs) + 1e-2)
+    monkeypatch.setattr(exporting._Logits, "forward", lambda self, *values: forward(self, *values) + 1e-2)
     with pytest.raises(RuntimeError, match="other logits"):
         export_onnx(tmp_path / "model", tmp_path / "onnx")
     assert list((tmp_path / "onnx").iterdir()) == []
