@@ -4,8 +4,8 @@
     python recipes/results_table.py --check    # say which are not up to date, change nothing
 
 A table stands between `<!-- results: FILE.json -->` and `<!-- /results -->`; one line a corpus, of several files,
-between `<!-- summary: FILE.json FILE.json -->` and `<!-- /summary -->`; how wrong labels were found, `detection`; what a
-step costs, `cost`.
+between `<!-- summary: FILE.json FILE.json -->` and `<!-- /summary -->`; how wrong labels were found, `detection`; what
+a step costs, `cost`.
 """
 
 import argparse
