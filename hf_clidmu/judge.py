@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_clidmu.batches import Collator
+from hf_clidmu.batches import Collator, is_stream
 from hf_clidmu.classifier import ClassifierTap, forked_random_state
 from hf_clidmu.divergence import centred, certain, chunks, clid, shuffled_clid
 from hf_clidmu.precompute import checked_features, encode
@@ -31,6 +31,27 @@ _SAMPLES_PER_CLUSTER = 10  # k-means of fewer finds clusters in anything
 #: Features that train along change CLID by themselves: a rise by less than this share of what it has fallen by before
 #: is no rise.
 LEARNING_SHARE = 0.3
+
+
+#: Samples that judge, where nobody said how many; the latter where a frozen backbone leaves little to compute.
+JUDGES, MORE_JUDGES = 1000, 4000
+#: Of an evaluation set that is taken unasked: CLID of fewer samples is mostly chance.
+FEWEST_JUDGES = 200
+
+
+def judges_evaluation_samples(source: str, eval_dataset: Any, by_pretrained: bool) -> bool:
+    """Whether evaluation samples judge, rather than training samples.
+
+    Args:
+        source: `eval`, `train`, or `auto`: evaluation samples where the features train along, and enough are there.
+        eval_dataset: what was given for evaluation.
+        by_pretrained: whether the features are those of the pretrained model.
+    """
+    if source != "auto":
+        return source == "eval"
+    if eval_dataset is None or isinstance(eval_dataset, dict) or is_stream(eval_dataset):
+        return False
+    return len(eval_dataset) >= FEWEST_JUDGES and not by_pretrained
 
 
 @dataclass

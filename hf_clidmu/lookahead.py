@@ -11,9 +11,8 @@ Shape suffixes: B training batch, M meta batch, C classes, D features.
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +23,10 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hf_clidmu.classifier import ClassifierOutput, ClassifierTap, forked_random_state, model_logits
+from hf_clidmu.aside import even_duals, private_buffers, without_checkpointing, without_side_effects
+from hf_clidmu.classifier import ClassifierOutput, ClassifierTap, model_logits
 from hf_clidmu.objectives import Objective
-from hf_clidmu.sharding import Shares, share, whole
+from hf_clidmu.sharding import Average, Shares, Wholes, share, whole
 
 
 TANGENTS = ("auto", "closed_form", "finite_difference", "forward")
@@ -45,8 +45,6 @@ _HALF = (torch.bfloat16, torch.float16)
 # Length of a logit gradient that goes backward through float16, which ends at 6e-8 and 6e4: in the middle between both.
 _LENGTH_IN_FLOAT16 = 256.0
 _TINY = 1e-30
-
-Average = Callable[[list[Tensor]], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -300,7 +298,7 @@ class LookAhead:
     def _judge(
         self,
         module: nn.Module,
-        held: "Wholes | Shares",
+        held: Wholes | Shares,
         theta: Sequence[nn.Parameter],
         ahead: Sequence[Tensor],
         meta: MetaBatch,
@@ -340,7 +338,7 @@ class LookAhead:
     def _finite_difference(
         self,
         module: nn.Module,
-        held: "Wholes | Shares",
+        held: Wholes | Shares,
         inputs: Mapping[str, Tensor],
         output: ClassifierOutput,
         theta: Sequence[nn.Parameter],
@@ -384,8 +382,8 @@ class LookAhead:
             forward_ad.dual_level(),
             self._repeating(module, output),
             sdpa_kernel(SDPBackend.MATH),
-            _even_duals(module),
-            _without_checkpointing(module),
+            even_duals(module),
+            without_checkpointing(module),
         ):
             units = directions if length is None else {name: u / length for name, u in directions.items()}
             dual = {
@@ -427,7 +425,7 @@ class LookAhead:
 
     def _pulled_back(
         self,
-        held: "Wholes | Shares",
+        held: Wholes | Shares,
         theta: Sequence[nn.Parameter],
         parts: Iterable[tuple[Tensor, Tensor]],
         gradient_BC: Tensor,
@@ -502,64 +500,6 @@ def _length(tensors: Sequence[Tensor]) -> Tensor:
     return torch.nn.utils.get_total_norm([tensor.float() for tensor in tensors]).clamp(min=_TINY)
 
 
-@dataclass(frozen=True)
-class Wholes:
-    """The parameters of a model that every process has all of, for a look-ahead (see [`Shares`]).
-
-    Args:
-        average: averages a list of tensors over processes; None for a single process.
-    """
-
-    average: Average | None = None
-
-    def values(self, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor]:
-        """The parameters."""
-        return parameters
-
-    def gradients(
-        self,
-        parameters: Sequence[nn.Parameter],
-        parts: Iterable[tuple[Tensor, Tensor]],
-        retain_graph: bool = False,
-    ) -> list[Tensor]:
-        """The gradient of each parameter, averaged over processes; `.grad` is left alone.
-
-        Args:
-            parameters: of what.
-            parts: outputs of the model and the gradient in each, one after the other.
-            retain_graph: as of `torch.autograd.grad`.
-        """
-        gradients: list[Tensor] = []
-        for output, output_gradient in parts:
-            some = torch.autograd.grad(
-                output,
-                parameters,
-                output_gradient.to(output.dtype),
-                retain_graph=retain_graph,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            gradients = _added(gradients, some) if gradients else list(some)
-        return gradients if self.average is None else self.average(gradients)
-
-    def length(self, parameters: Sequence[nn.Parameter], tensors: Sequence[Tensor]) -> Tensor:
-        """Euclidean length of all tensors together, (); float32."""
-        return torch.nn.utils.get_total_norm([tensor.float() for tensor in tensors])
-
-    def displaced(self, parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> AbstractContextManager[None]:
-        """See [`displaced`]."""
-        return displaced(parameters, values)
-
-
-def _added(tensors: list[Tensor], more: Sequence[Tensor]) -> list[Tensor]:
-    """The sums, in the memory of the first where it is one tensor's alone: two parameters may have one gradient."""
-    owners = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors)
-    return [
-        t.add_(m) if owners[t.untyped_storage().data_ptr()] == 1 and t.is_contiguous() else t + m
-        for t, m in zip(tensors, more, strict=True)
-    ]
-
-
 def _scaled(diagonal: Sequence[Tensor] | None, tensors: Sequence[Tensor]) -> list[Tensor]:
     """`D u`, parameter by parameter."""
     return list(tensors) if diagonal is None else [d * u for d, u in zip(diagonal, tensors, strict=True)]
@@ -571,91 +511,3 @@ def _moved(theta: Sequence[Tensor], directions: Sequence[Tensor], size: float | 
         moved = torch._foreach_mul(list(directions), size)
         torch._foreach_add_(moved, list(theta))
     return list(moved)
-
-
-@contextmanager
-def displaced(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
-    """Parameters hold other values inside the context and their own, bit for bit, after it.
-
-    The tensors are exchanged, not written to, so a graph recorded before stays valid and an exception loses nothing.
-    """
-    originals = [parameter.data for parameter in parameters]
-    try:
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.data = value.to(parameter.dtype)
-        torch.clear_autocast_cache()  # it may hold half-precision copies of the originals
-        yield
-    finally:
-        for parameter, original in zip(parameters, originals, strict=True):
-            parameter.data = original
-        torch.clear_autocast_cache()
-
-
-@contextmanager
-def _without_checkpointing(module: nn.Module) -> Iterator[None]:
-    """Inside, layers of transformers and timm keep their activations; where no backward follows, that costs nothing.
-
-    Older versions checkpoint even then, and a checkpoint has no forward-mode derivative.
-    """
-    names = ("gradient_checkpointing", "grad_checkpointing")
-    switched = [(part, name) for part in module.modules() for name in names if part.__dict__.get(name) is True]
-    try:
-        for part, name in switched:
-            setattr(part, name, False)
-        yield
-    finally:
-        for part, name in switched:
-            setattr(part, name, True)
-
-
-@contextmanager
-def _even_duals(module: nn.Module) -> Iterator[None]:
-    """Inside, tangents have the type of their values.
-
-    Batch normalisation with running statistics gives half-precision values a float32 tangent, which no convolution
-    takes.
-    """
-
-    def even(_: nn.Module, __: object, output: Tensor) -> Tensor:
-        value, tangent = forward_ad.unpack_dual(output)
-        if tangent is None or tangent.dtype == value.dtype:
-            return output
-        return forward_ad.make_dual(value, tangent.to(value.dtype))
-
-    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    handles = [norm.register_forward_hook(even) for norm in norms]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def private_buffers(module: nn.Module) -> Iterator[None]:
-    """Inside the context every buffer is a copy: running statistics move there and nowhere else.
-
-    A buffer that several modules share stays one buffer.
-    """
-    owners = [module]
-    for owner in owners:  # the list grows meanwhile; `module.modules()` would put together the names of all on the way
-        owners.extend(child for child in owner._modules.values() if child is not None)
-    originals = [
-        (owner, name, buffer) for owner in owners for name, buffer in owner._buffers.items() if buffer is not None
-    ]
-    copies = {id(buffer): buffer.clone() for _, _, buffer in originals}
-    try:
-        for owner, name, buffer in originals:
-            owner._buffers[name] = copies[id(buffer)]
-        yield
-    finally:
-        for owner, name, buffer in originals:
-            owner._buffers[name] = buffer
-
-
-@contextmanager
-def without_side_effects(module: nn.Module, seed: int) -> Iterator[None]:
-    """A forward inside leaves neither buffers nor the random state changed; its dropout masks follow the seed."""
-    device = next(module.parameters()).device
-    with forked_random_state(device, seed), private_buffers(module):
-        yield

@@ -1,21 +1,27 @@
-"""Models whose parameters are spread over processes (FSDP2), as everything else must see them.
+"""The parameters of a model as processes hold them: all of them in each ([`Wholes`]), or spread (FSDP2).
 
-Each process holds a *share* of every parameter (a `DTensor`); the whole of it exists while a forward or backward needs
-it. Until the next backward the outermost modules keep their whole parameters, and then the module names *those*, so
-whoever wants the shares must take them in a moment in which all are spread, or ask for that ([`spread`]).
+Where they are spread, each process holds a *share* of every parameter (a `DTensor`); the whole of it exists while a
+forward or backward needs it. Until the next backward the outermost modules keep their whole parameters, and then the
+module names *those*, so whoever wants the shares must take them in a moment in which all are spread, or ask for that
+([`spread`]).
 
 What is small is gathered: the last layer, and one tensor at a time of what is kept. What is large stays where it is:
 the look-ahead of more than the head displaces the shares, and the engine's own backward averages its gradients
 ([`Shares`]). All of this is communication: every process must ask for it at the same moment.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+
+Average = Callable[[list[Tensor]], list[Tensor]]
 
 
 def is_spread(module: nn.Module) -> bool:
@@ -49,6 +55,55 @@ def spread_like(tensor: Tensor, like: Any) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+@dataclass(frozen=True)
+class Wholes:
+    """The parameters of a model that every process has all of, for a look-ahead (see [`Shares`]).
+
+    Args:
+        average: averages a list of tensors over processes; None for a single process.
+    """
+
+    average: Average | None = None
+
+    def values(self, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor]:
+        """The parameters."""
+        return parameters
+
+    def gradients(
+        self,
+        parameters: Sequence[nn.Parameter],
+        parts: Iterable[tuple[Tensor, Tensor]],
+        retain_graph: bool = False,
+    ) -> list[Tensor]:
+        """The gradient of each parameter, averaged over processes; `.grad` is left alone.
+
+        Args:
+            parameters: of what.
+            parts: outputs of the model and the gradient in each, one after the other.
+            retain_graph: as of `torch.autograd.grad`.
+        """
+        gradients: list[Tensor] = []
+        for output, output_gradient in parts:
+            some = torch.autograd.grad(
+                output,
+                parameters,
+                output_gradient.to(output.dtype),
+                retain_graph=retain_graph,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            gradients = _added(gradients, some) if gradients else list(some)
+        return gradients if self.average is None else self.average(gradients)
+
+    def length(self, parameters: Sequence[nn.Parameter], tensors: Sequence[Tensor]) -> Tensor:
+        """Euclidean length of all tensors together, (); float32."""
+        return torch.nn.utils.get_total_norm([tensor.float() for tensor in tensors])
+
+    def displaced(self, parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """See [`displaced`]."""
+        return displaced(parameters, values)
 
 
 class Shares:
@@ -126,3 +181,30 @@ class Shares:
 
 def _is_shared(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")  # a DTensor, without importing what that takes
+
+
+@contextmanager
+def displaced(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
+    """Parameters hold other values inside the context and their own, bit for bit, after it.
+
+    The tensors are exchanged, not written to, so a graph recorded before stays valid and an exception loses nothing.
+    """
+    originals = [parameter.data for parameter in parameters]
+    try:
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.data = value.to(parameter.dtype)
+        torch.clear_autocast_cache()  # it may hold half-precision copies of the originals
+        yield
+    finally:
+        for parameter, original in zip(parameters, originals, strict=True):
+            parameter.data = original
+        torch.clear_autocast_cache()
+
+
+def _added(tensors: list[Tensor], more: Sequence[Tensor]) -> list[Tensor]:
+    """The sums, in the memory of the first where it is one tensor's alone: two parameters may have one gradient."""
+    owners = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors)
+    return [
+        t.add_(m) if owners[t.untyped_storage().data_ptr()] == 1 and t.is_contiguous() else t + m
+        for t, m in zip(tensors, more, strict=True)
+    ]

@@ -33,19 +33,13 @@ from hf_clidmu.engines import refuse_engine
 from hf_clidmu.files import write_tensors
 from hf_clidmu.guard import Guard
 from hf_clidmu.head_first import HeadFirst
-from hf_clidmu.judge import LEARNING_SHARE, Judge, Levels
+from hf_clidmu.judge import JUDGES, LEARNING_SHARE, MORE_JUDGES, Judge, Levels, judges_evaluation_samples
 from hf_clidmu.ledger import Ledger
 from hf_clidmu.lookahead import LookAhead, MetaBatch
 from hf_clidmu.meters import Meters
 from hf_clidmu.objectives import get_objective
 from hf_clidmu.optimizers import set_apart
-from hf_clidmu.precompute import (
-    FeatureTable,
-    FrozenBackbone,
-    backbone_names,
-    freeze_parameters,
-    frozen_modules,
-)
+from hf_clidmu.precompute import FeatureTable, FrozenBackbone, backbone_names, freeze_parameters, frozen_modules
 from hf_clidmu.publishing import PublishingTrainer
 from hf_clidmu.reloading import LEDGER_STATE_NAME, WEIGHTING_NAME
 from hf_clidmu.selecting import SNAPSHOT_FOLDER
@@ -61,8 +55,6 @@ logger = logging.getLogger(__name__)
 LEDGER_NAME = "ledger.parquet"
 _DEFAULT_META_SIZE = 1000
 _HEAD_STEP_SIZE = 0.1
-_JUDGES, _MORE_JUDGES = 1000, 4000  # the latter where a frozen backbone leaves little to compute
-_FEWEST_JUDGES = 200  # of an evaluation set that is taken unasked: CLID of fewer samples is mostly chance
 # Streams of derived seeds, one per purpose.
 _WEIGHTING, _DRAWS, _META, _MASKS, _JUDGE, _AUGMENTATION = range(6)
 
@@ -373,7 +365,7 @@ class CLIDMUTrainer(PublishingTrainer):
         source = self.eval_dataset if self._judges_evaluation_samples() else dataset
         if source is None or isinstance(source, dict):
             raise ValueError("judge_source='eval' needs one eval_dataset (its labels are not read)")
-        size = config.judge_size or (_MORE_JUDGES if self.backbone is not None else _JUDGES)
+        size = config.judge_size or (MORE_JUDGES if self.backbone is not None else JUDGES)
         rows = random_rows(len(source), min(size, len(source)), derive_seed(self.args.seed, _JUDGE), "judge_size")
         assert self._encodings is not None
         by_pretrained = self._by_pretrained(config.judge_features)
@@ -390,12 +382,8 @@ class CLIDMUTrainer(PublishingTrainer):
         )
 
     def _judges_evaluation_samples(self) -> bool:
-        if self.config.judge_source != "auto":
-            return self.config.judge_source == "eval"
-        given = self.eval_dataset
-        if given is None or isinstance(given, dict) or is_stream(given) or len(given) < _FEWEST_JUDGES:
-            return False
-        return not self._by_pretrained(self.config.judge_features)
+        by_pretrained = self._by_pretrained(self.config.judge_features)
+        return judges_evaluation_samples(self.config.judge_source, self.eval_dataset, by_pretrained)
 
     def _prepare_meta_batches(self, dataset: IndexedDataset) -> None:
         config = self.config

@@ -9,8 +9,9 @@ from tiny_models import NUM_LABELS, TEXT, VISION, tiny_batch, tiny_classifier
 from torch import nn
 from torch.func import functional_call
 
+from hf_clidmu.aside import private_buffers
 from hf_clidmu.classifier import ClassifierTap, RandomState, find_classifier_module, forked_random_state
-from hf_clidmu.lookahead import LookAhead, MetaBatch, private_buffers
+from hf_clidmu.lookahead import LookAhead, MetaBatch
 from hf_clidmu.objectives import get_objective
 
 

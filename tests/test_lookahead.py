@@ -17,18 +17,11 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from hf_clidmu.aside import private_buffers, without_side_effects
 from hf_clidmu.classifier import ClassifierOutput, ClassifierTap
-from hf_clidmu.lookahead import (
-    Judgement,
-    LookAhead,
-    MetaBatch,
-    Wholes,
-    _apart,
-    displaced,
-    private_buffers,
-    without_side_effects,
-)
+from hf_clidmu.lookahead import Judgement, LookAhead, MetaBatch, _apart
 from hf_clidmu.objectives import get_objective
+from hf_clidmu.sharding import Wholes, displaced
 from hf_clidmu.weighting import VRI, Weighting, WeightingBatch, WNet
 
 
