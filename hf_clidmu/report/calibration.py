@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .confusion import Confusion, fit_confusion
+from .confusion import Confusion, anchored_confusion, fit_confusion
 from .evidence import FLOOR, Evidence, FloatArray, IntArray
 
 
@@ -64,12 +64,15 @@ def judge_labels(evidence: Evidence, seed: int = 0) -> Verdict:
     from sklearn.metrics import roc_auc_score
 
     # Opinions and labels differ in what they are blind to: the model's opinion was formed on these very labels, and the
-    # labels of others repeat wrong ones that follow a rule. Both err on the side of too few: who sees more, is heard.
-    readings = (evidence.linear_NC, (evidence.linear_NC + evidence.labels_linear_NC) / 2)
-    confusion = max(
-        (fit_confusion(reading_NC, evidence.given_N) for reading_NC in readings),
-        key=lambda fit: float(fit.wrong(evidence.given_N).mean()),
+    # labels of others repeat wrong ones that follow a rule. Likelihood overlooks wrong labels where there are many, the
+    # surest samples those that follow a rule. All err on the side of too few: who sees most, is heard.
+    both_NC, given_N = (evidence.linear_NC + evidence.labels_linear_NC) / 2, evidence.given_N
+    readings = (
+        fit_confusion(evidence.linear_NC, given_N),
+        fit_confusion(both_NC, given_N),
+        anchored_confusion(both_NC, given_N),
     )
+    confusion = max(readings, key=lambda fit: float(fit.wrong(given_N).mean()))
     opinion_NC = (evidence.log_own_NC + evidence.log_neighbour_NC + np.log(confusion.belief_NC + FLOOR)) / 3
     log_confused_CC = np.log((1 - SPREAD) * confusion.transition_CC + SPREAD / evidence.num_classes)
     score_N, other_N, other_share_N = _odds(opinion_NC, log_confused_CC, evidence.given_N)

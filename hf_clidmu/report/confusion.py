@@ -1,9 +1,11 @@
 """Which classes are mistaken for which, estimated without a clean label.
 
 A given label is read as a noisy record of what the model believes: P(given | sample) = sum_c P(c | sample) T[c, given].
-The model's confidence and T are fitted together to the given labels, by maximum likelihood. Where samples exist about
-which the model is sure, they tell T; where the model is merely weak, unsure samples disagree and T stays near the
-identity: that a model errs is no evidence that labels do.
+The model's confidence and T are fitted together to the given labels, by maximum likelihood ([`fit_confusion`]). Where
+samples exist about which the model is sure, they tell T; where the model is merely weak, unsure samples disagree and T
+stays near the identity: that a model errs is no evidence that labels do. Where the model is as sure of many samples as
+it can be, their likelihood hardly tells a weak opinion of right labels from a good one of wrong labels; what the surest
+samples were given does ([`anchored_confusion`]).
 
 Shape suffixes: N samples, C classes, R resamples. A transition matrix has a row per true class and a column per given
 one.
@@ -14,12 +16,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from .evidence import FloatArray, IntArray
 
 
 #: Factors that turn the opinion's scores into logits, all of which are tried.
 SHARPNESS = np.geomspace(1.0, 40.0, 12)
+
+#: Of the samples that are taken for a class, those that tell what its samples were given: the surest.
+ANCHORS = 0.25
+_FEWEST_ANCHORS = 20
 
 _STEPS = 30  # of expectation and maximisation for each sharpness; twice as many for the best
 _OWN_COUNTS = 1.0  # imagined samples of each class whose label is right: a class nobody has keeps its own row
@@ -36,12 +43,14 @@ class Confusion:
         transition_CC: T, rows sum to one.
         true_NC: P(true class | sample, given label), rows sum to one.
         belief_NC: P(true class | sample) before the given label is looked at, rows sum to one.
+        anchor_NC: which samples told the row of which class, where some did; None where all told all.
     """
 
     sharpness: float
     transition_CC: FloatArray
     true_NC: FloatArray
     belief_NC: FloatArray
+    anchor_NC: npt.NDArray[np.bool_] | None = None
 
     def wrong(self, given_N: IntArray) -> FloatArray:
         """P(given label wrong), (N,)."""
@@ -64,6 +73,48 @@ def fit_confusion(opinion_NC: FloatArray, given_N: IntArray) -> Confusion:
     belief_NC = _softmax(sharpness * opinion_NC)
     transition_CC, _ = _expectation_maximisation(belief_NC, given_N, transition_CC, 2 * _STEPS)
     return Confusion(float(sharpness), transition_CC, _true_classes(belief_NC, given_N, transition_CC), belief_NC)
+
+
+def anchored_confusion(opinion_NC: FloatArray, given_N: IntArray) -> Confusion:
+    """The same, T told by the samples about which the opinion is surest: their given labels, class by class.
+
+    Errors of the opinion about those samples count as wrong labels; about all others they do not.
+
+    Args:
+        opinion_NC: scores of the classes, see [`fit_confusion`].
+        given_N: given labels.
+    """
+    anchor_NC = _anchors(opinion_NC)
+    transition_CC = _given_to(anchor_NC, given_N, np.ones(len(given_N)))
+    fits = []
+    for sharpness in SHARPNESS:
+        belief_NC = _softmax(sharpness * opinion_NC)
+        likelihood = float(np.log((belief_NC * transition_CC.T[given_N]).sum(axis=1)).mean())
+        fits.append((likelihood, float(sharpness)))
+    _, sharpness = max(fits)
+    belief_NC = _softmax(sharpness * opinion_NC)
+    true_NC = _true_classes(belief_NC, given_N, transition_CC)
+    return Confusion(sharpness, transition_CC, true_NC, belief_NC, anchor_NC)
+
+
+def _anchors(opinion_NC: FloatArray) -> npt.NDArray[np.bool_]:
+    """The surest of the samples that are taken for each class, (N, C)."""
+    two_N2 = np.partition(opinion_NC, -2, axis=1)[:, -2:]
+    margin_N, predicted_N = two_N2[:, 1] - two_N2[:, 0], opinion_NC.argmax(axis=1)
+    anchor_NC = np.zeros(opinion_NC.shape, dtype=bool)
+    for label in range(opinion_NC.shape[1]):
+        rows = np.flatnonzero(predicted_N == label)
+        count = max(int(ANCHORS * len(rows)), min(_FEWEST_ANCHORS, len(rows)))
+        anchor_NC[rows[np.argsort(-margin_N[rows], kind="stable")[:count]], label] = True
+    return anchor_NC
+
+
+def _given_to(anchor_NC: npt.NDArray[np.bool_], given_N: IntArray, times_N: FloatArray) -> FloatArray:
+    """What the anchors of each class were given, (C, C); rows sum to one."""
+    counts_CC = _OWN_COUNTS * np.eye(anchor_NC.shape[1])
+    for label, chosen_N in enumerate(anchor_NC.T):
+        np.add.at(counts_CC[label], given_N[chosen_N], times_N[chosen_N])
+    return counts_CC / counts_CC.sum(axis=1, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -92,9 +143,12 @@ def resampled(confusion: Confusion, given_N: IntArray, resamples: int, seed: int
     rate_R, transition_RCC = [], []
     for _ in range(resamples):
         times_N = generator.multinomial(size, np.full(size, 1 / size)).astype(np.float64)
-        transition_CC, _ = _expectation_maximisation(
-            confusion.belief_NC, given_N, confusion.transition_CC, _RESAMPLING_STEPS, times_N
-        )
+        if confusion.anchor_NC is not None:
+            transition_CC = _given_to(confusion.anchor_NC, given_N, times_N)
+        else:
+            transition_CC, _ = _expectation_maximisation(
+                confusion.belief_NC, given_N, confusion.transition_CC, _RESAMPLING_STEPS, times_N
+            )
         true_NC = _true_classes(confusion.belief_NC, given_N, transition_CC)
         rate_R.append(1 - float(times_N @ true_NC[np.arange(size), given_N]) / size)
         transition_RCC.append(transition_CC)

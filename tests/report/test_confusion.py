@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_clidmu.report.confusion import fit_confusion, resampled
+from hf_clidmu.report.confusion import anchored_confusion, fit_confusion, resampled
 
 
 def drawn(transition_CC: np.ndarray, size: int = 4000, sure: float = 3.0, seed: int = 0):
@@ -60,4 +60,65 @@ def test_a_class_that_nobody_has_keeps_its_own_row():
     score_NC, _, given_N = drawn(np.eye(2))
     score_NC = np.hstack([score_NC, np.full((len(score_NC), 1), -50.0)])
     fit = fit_confusion(score_NC, given_N)
+    np.testing.assert_allclose(fit.transition_CC[2], [0, 0, 1], atol=1e-6)
+
+
+# --- told by the surest samples --------------------------------------------------------------------------------------
+
+
+def two_kinds(transition_CC: np.ndarray, size: int = 6000):
+    """An opinion that knows the classes of most samples, and guesses at the rest with half as much to say."""
+    generator = np.random.default_rng(1)
+    classes = len(transition_CC)
+    true_N = generator.integers(0, classes, size)
+    knows_N = generator.random(size) < 0.7
+    taken_N = np.where(knows_N | (generator.random(size) < 0.3), true_N, generator.integers(0, classes, size))
+    opinion_NC = 0.02 * generator.normal(size=(size, classes))
+    opinion_NC[np.arange(size), taken_N] += np.where(knows_N, 0.5, generator.uniform(0.1, 0.4, size))
+    given_N = (transition_CC[true_N].cumsum(axis=1) < generator.random((size, 1))).sum(axis=1)
+    return opinion_NC, true_N, given_N
+
+
+@pytest.mark.parametrize("right", [1.0, 0.8, 0.6])
+def test_the_surest_samples_tell_what_likelihood_overlooks(right):
+    transition_CC = np.full((3, 3), (1 - right) / 2) + (right - (1 - right) / 2) * np.eye(3)
+    opinion_NC, true_N, given_N = two_kinds(transition_CC)
+    rate = (given_N != true_N).mean()
+    fit = anchored_confusion(opinion_NC, given_N)
+    assert abs(fit.wrong(given_N).mean() - rate) < 0.05
+    np.testing.assert_allclose(fit.transition_CC, transition_CC, atol=0.06)
+    np.testing.assert_allclose(fit.true_NC.sum(axis=1), 1, rtol=1e-12)
+    if right == 0.6:
+        assert fit_confusion(opinion_NC, given_N).wrong(given_N).mean() < rate - 0.06
+
+
+def test_anchors_are_the_surest_of_each_class():
+    opinion_NC = np.zeros((200, 2))
+    opinion_NC[:120, 0] = np.arange(120) + 1.0
+    opinion_NC[120:, 1] = np.arange(80) + 1.0
+    given_N = np.array([0] * 120 + [1] * 80)
+    fit = anchored_confusion(opinion_NC, given_N)
+    assert fit.anchor_NC is not None
+    assert np.flatnonzero(fit.anchor_NC[:, 0]).tolist() == list(range(90, 120))
+    assert np.flatnonzero(fit.anchor_NC[:, 1]).tolist() == list(range(180, 200))  # at least twenty
+    given_N[[0, 119]] = 1  # one of them an anchor
+    fit = anchored_confusion(opinion_NC, given_N)
+    np.testing.assert_allclose(fit.transition_CC, [[30 / 31, 1 / 31], [0, 1]])  # and one imagined
+
+
+def test_intervals_rest_on_the_anchors_where_they_told():
+    transition_CC = np.array([[0.7, 0.3], [0.1, 0.9]])
+    opinion_NC, true_N, given_N = two_kinds(transition_CC)
+    fit = anchored_confusion(opinion_NC, given_N)
+    rate, (low_CC, high_CC) = resampled(fit, given_N, resamples=40, seed=0)
+    assert rate.low <= rate.value <= rate.high and rate.high - rate.low < 0.1
+    assert abs(rate.value - (given_N != true_N).mean()) < 0.05
+    assert (low_CC <= fit.transition_CC).all() and (fit.transition_CC <= high_CC).all()
+    assert (high_CC - low_CC).max() < 0.12
+
+
+def test_a_class_that_nobody_is_taken_for_keeps_its_own_row():
+    opinion_NC, _, given_N = two_kinds(np.eye(2))
+    opinion_NC = np.hstack([opinion_NC, np.full((len(opinion_NC), 1), -50.0)])
+    fit = anchored_confusion(opinion_NC, given_N)
     np.testing.assert_allclose(fit.transition_CC[2], [0, 0, 1], atol=1e-6)
