@@ -152,7 +152,8 @@ def run_apart(words: list[str], said: Path) -> int:
     """
     if str(_RECIPES) not in sys.path:  # where a process that begins looks for this module
         sys.path.append(str(_RECIPES))
-    process = _PROCESSES.Process(target=_train, args=(words, said))
+    # The server has the environment of its own first moment.
+    process = _PROCESSES.Process(target=_train, args=(words, said, dict(os.environ)))
     with _FIRST_START:
         # The server finds what it imports in the environment's path alone.
         given = os.environ.get("PYTHONPATH")
@@ -169,7 +170,9 @@ def run_apart(words: list[str], said: Path) -> int:
     return process.exitcode or 0
 
 
-def _train(words: list[str], said: Path) -> None:
+def _train(words: list[str], said: Path, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     with said.open("w", encoding="utf8") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)

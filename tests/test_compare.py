@@ -216,6 +216,15 @@ def test_a_cell_that_fails_says_which_it_is_and_why(tmp_path):
         compare.run_cell(given, "kept")
 
 
+def test_a_cell_sees_the_environment_of_its_own_moment(monkeypatch):
+    """Runs are forked from a server that has started before."""
+    for value in ("first_of_two", "second_of_two"):
+        monkeypatch.setenv("HF_CLIDMU_SOME_DATA", f"/nowhere/{value}")
+        given = {"corpus": "A", "method": "B", "seed": 1, "arguments": {"dataset": "${HF_CLIDMU_SOME_DATA}/x.csv"}}
+        with pytest.raises(compare.CellFailed, match=f"/nowhere/{value}/x.csv"):
+            compare.run_cell(given, "kept")
+
+
 @pytest.mark.parametrize("path", sorted((RECIPES / "benchmarks").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_grids_of_the_repository_have_seeds_enough(path):
     assert len({entry["seed"] for entry in compare.cells_of(compare.read_grid(path))}) >= 3
