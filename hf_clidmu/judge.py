@@ -31,8 +31,6 @@ _SAMPLES_PER_CLUSTER = 10  # k-means of fewer finds clusters in anything
 #: Features that train along change CLID by themselves: a rise by less than this share of what it has fallen by before
 #: is no rise.
 LEARNING_SHARE = 0.3
-
-
 #: Samples that judge, where nobody said how many; the latter where a frozen backbone leaves little to compute.
 JUDGES, MORE_JUDGES = 1000, 4000
 #: Of an evaluation set that is taken unasked: CLID of fewer samples is mostly chance.

@@ -11,7 +11,7 @@ Shape suffixes: B training batch, M meta batch, C classes, D features.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hf_clidmu.aside import even_duals, private_buffers, without_checkpointing, without_side_effects
 from hf_clidmu.classifier import ClassifierOutput, ClassifierTap, model_logits
 from hf_clidmu.objectives import Objective
-from hf_clidmu.sharding import Average, Shares, Wholes, share, whole
+from hf_clidmu.sharding import Average, Parts, Shares, Wholes, share, whole
 
 
 TANGENTS = ("auto", "closed_form", "finite_difference", "forward")
@@ -427,7 +427,7 @@ class LookAhead:
         self,
         held: Wholes | Shares,
         theta: Sequence[nn.Parameter],
-        parts: Iterable[tuple[Tensor, Tensor]],
+        parts: Parts,
         gradient_BC: Tensor,
         precision: torch.dtype,
         keep_graph: bool = False,

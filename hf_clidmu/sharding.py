@@ -12,7 +12,7 @@ the look-ahead of more than the head displaces the shares, and the engine's own 
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 
 Average = Callable[[list[Tensor]], list[Tensor]]
+#: Outputs of a model and the gradient in each, one after the other: a batch that goes through in parts.
+Parts = Iterable[tuple[Tensor, Tensor]]
 
 
 def is_spread(module: nn.Module) -> bool:
@@ -71,19 +73,8 @@ class Wholes:
         """The parameters."""
         return parameters
 
-    def gradients(
-        self,
-        parameters: Sequence[nn.Parameter],
-        parts: Iterable[tuple[Tensor, Tensor]],
-        retain_graph: bool = False,
-    ) -> list[Tensor]:
-        """The gradient of each parameter, averaged over processes; `.grad` is left alone.
-
-        Args:
-            parameters: of what.
-            parts: outputs of the model and the gradient in each, one after the other.
-            retain_graph: as of `torch.autograd.grad`.
-        """
+    def gradients(self, parameters: Sequence[nn.Parameter], parts: Parts, retain_graph: bool = False) -> list[Tensor]:
+        """The gradient of each parameter, summed over parts, averaged over processes; `.grad` is left alone."""
         gradients: list[Tensor] = []
         for output, output_gradient in parts:
             some = torch.autograd.grad(
@@ -101,9 +92,23 @@ class Wholes:
         """Euclidean length of all tensors together, (); float32."""
         return torch.nn.utils.get_total_norm([tensor.float() for tensor in tensors])
 
-    def displaced(self, parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> AbstractContextManager[None]:
-        """See [`displaced`]."""
-        return displaced(parameters, values)
+    @contextmanager
+    def displaced(self, parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
+        """Parameters hold other values inside the context and their own, bit for bit, after it.
+
+        The tensors are exchanged, not written to, so a graph recorded before stays valid and an exception loses
+        nothing.
+        """
+        originals = [parameter.data for parameter in parameters]
+        try:
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.data = value.to(parameter.dtype)
+            torch.clear_autocast_cache()  # it may hold half-precision copies of the originals
+            yield
+        finally:
+            for parameter, original in zip(parameters, originals, strict=True):
+                parameter.data = original
+            torch.clear_autocast_cache()
 
 
 class Shares:
@@ -122,18 +127,8 @@ class Shares:
         """What this process holds of each."""
         return [share(parameter) for parameter in parameters]
 
-    def gradients(
-        self,
-        parameters: Sequence[nn.Parameter],
-        parts: Iterable[tuple[Tensor, Tensor]],
-        retain_graph: bool = False,
-    ) -> list[Tensor]:
-        """The gradient's share of each parameter, averaged over processes; what was accumulated before stays.
-
-        Args:
-            parameters: of what.
-            parts: outputs of the model and the gradient in each, one after the other.
-            retain_graph: as of `torch.autograd.backward`.
+    def gradients(self, parameters: Sequence[nn.Parameter], parts: Parts, retain_graph: bool = False) -> list[Tensor]:
+        """The share of the same that this process holds; what was accumulated in `.grad` before stays.
 
         The engine gathers parameters and averages gradients in a backward of its own, which leads to `.grad`.
         """
@@ -161,7 +156,7 @@ class Shares:
 
     @contextmanager
     def displaced(self, parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
-        """Parameters hold other values inside the context and their own, bit for bit, after it.
+        """As [`Wholes.displaced`], of the shares.
 
         The engine reads the memory of the shares, so it is that memory which is written to; graphs recorded before
         gather the parameters anew when they are gone through, and find the own values.
@@ -181,24 +176,6 @@ class Shares:
 
 def _is_shared(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")  # a DTensor, without importing what that takes
-
-
-@contextmanager
-def displaced(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
-    """Parameters hold other values inside the context and their own, bit for bit, after it.
-
-    The tensors are exchanged, not written to, so a graph recorded before stays valid and an exception loses nothing.
-    """
-    originals = [parameter.data for parameter in parameters]
-    try:
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.data = value.to(parameter.dtype)
-        torch.clear_autocast_cache()  # it may hold half-precision copies of the originals
-        yield
-    finally:
-        for parameter, original in zip(parameters, originals, strict=True):
-            parameter.data = original
-        torch.clear_autocast_cache()
 
 
 def _added(tensors: list[Tensor], more: Sequence[Tensor]) -> list[Tensor]:

@@ -13,7 +13,6 @@ import json
 import re
 import statistics
 import sys
-from collections import ChainMap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,20 +159,21 @@ def rendered(page: str, folder: Path) -> str:
     def fill(match: re.Match[str]) -> str:
         if match["kind"] not in _TABLES:
             raise ValueError(f"no table is called '{match['kind']}'; known: {', '.join(_TABLES)}")
-        part, make = _TABLES[match["kind"]]
-        read = [json.loads((folder / name).read_text("utf8"))[part] for name in match["files"].split()]
-        together = [cell for cells in read for cell in cells] if part == "cells" else dict(ChainMap(*read[::-1]))
-        return f"{match[1]}{make(together)}\n{match[4]}"
+        documents = [json.loads((folder / name).read_text("utf8")) for name in match["files"].split()]
+        return f"{match[1]}{_TABLES[match['kind']](documents)}\n{match[4]}"
 
     return _BLOCK.sub(fill, page)
 
 
-# Kind of a table: the part of the files that it shows, and how.
-_TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "results": ("cells", table),
-    "summary": ("cells", summary),
-    "detection": ("cells", detection_table),
-    "cost": ("models", cost_table),
+def _cells(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [cell for document in documents for cell in document["cells"]]
+
+
+_TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {  # of the contents of files
+    "results": lambda documents: table(_cells(documents)),
+    "summary": lambda documents: summary(_cells(documents)),
+    "detection": lambda documents: detection_table(_cells(documents)),
+    "cost": lambda documents: cost_table({name: f for one in documents for name, f in one["models"].items()}),
 }
 
 

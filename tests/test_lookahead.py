@@ -21,7 +21,7 @@ from hf_clidmu.aside import private_buffers, without_side_effects
 from hf_clidmu.classifier import ClassifierOutput, ClassifierTap
 from hf_clidmu.lookahead import Judgement, LookAhead, MetaBatch, _apart
 from hf_clidmu.objectives import get_objective
-from hf_clidmu.sharding import Wholes, displaced
+from hf_clidmu.sharding import Wholes
 from hf_clidmu.weighting import VRI, Weighting, WeightingBatch, WNet
 
 
@@ -957,7 +957,7 @@ def test_displaced_exchanges_values_and_gives_them_back():
     weight, before, address = linear.weight, linear.weight.detach().clone(), linear.weight.data_ptr()
     ahead = torch.ones(2, 3)
     loss = linear(torch.ones(1, 3)).square().sum()
-    with displaced([weight], [ahead]):
+    with Wholes().displaced([weight], [ahead]):
         assert linear.weight is weight and torch.equal(linear.weight, ahead)
         (at_ahead,) = torch.autograd.grad(linear(torch.ones(1, 3)).square().sum(), weight)
     assert linear.weight is weight and weight.data_ptr() == address and torch.equal(weight, before)
@@ -970,7 +970,7 @@ def test_displaced_reaches_both_ends_of_a_tie():
     net = build(tied=True)
     values = torch.zeros(6, 6, dtype=torch.float64)
     before = net.first.weight.detach().clone()
-    with pytest.raises(KeyError), displaced([net.first.weight], [values]):
+    with pytest.raises(KeyError), Wholes().displaced([net.first.weight], [values]):
         assert bool((net.second.weight == 0).all()) and net.second.weight is net.first.weight
         raise KeyError
     assert net.second.weight is net.first.weight and torch.equal(net.second.weight, before)
@@ -979,7 +979,7 @@ def test_displaced_reaches_both_ends_of_a_tie():
 def test_displaced_gives_back_when_a_value_does_not_fit():
     linear = nn.Linear(3, 2)
     before = [p.detach().clone() for p in linear.parameters()]
-    with pytest.raises(ValueError), displaced(list(linear.parameters()), [torch.ones(2, 3)]):
+    with pytest.raises(ValueError), Wholes().displaced(list(linear.parameters()), [torch.ones(2, 3)]):
         raise AssertionError("there is one value too few")
     assert all(torch.equal(p, value) for p, value in zip(linear.parameters(), before, strict=True))
 
@@ -989,7 +989,7 @@ def test_displaced_keeps_the_dtype_and_forgets_half_precision_copies():
     x = torch.ones(1, 3)
     with torch.autocast("cpu", torch.bfloat16):
         before = linear(x)  # autocast now holds a copy of the weight
-        with displaced([linear.weight], [torch.zeros(2, 3, dtype=torch.float64)]):
+        with Wholes().displaced([linear.weight], [torch.zeros(2, 3, dtype=torch.float64)]):
             assert linear.weight.dtype == torch.float32
             assert torch.equal(linear(x), linear.bias.bfloat16()[None])
         assert torch.equal(linear(x), before)

@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from .evidence import FloatArray, IntArray
 
@@ -43,14 +42,14 @@ class Confusion:
         transition_CC: T, rows sum to one.
         true_NC: P(true class | sample, given label), rows sum to one.
         belief_NC: P(true class | sample) before the given label is looked at, rows sum to one.
-        anchor_NC: which samples told the row of which class, where some did; None where all told all.
+        anchor_N: the class whose row a sample told, -1 for none; None where all told all.
     """
 
     sharpness: float
     transition_CC: FloatArray
     true_NC: FloatArray
     belief_NC: FloatArray
-    anchor_NC: npt.NDArray[np.bool_] | None = None
+    anchor_N: IntArray | None = None
 
     def wrong(self, given_N: IntArray) -> FloatArray:
         """P(given label wrong), (N,)."""
@@ -78,14 +77,15 @@ def fit_confusion(opinion_NC: FloatArray, given_N: IntArray) -> Confusion:
 def anchored_confusion(opinion_NC: FloatArray, given_N: IntArray) -> Confusion:
     """The same, T told by the samples about which the opinion is surest: their given labels, class by class.
 
-    Errors of the opinion about those samples count as wrong labels; about all others they do not.
+    Errors of the opinion about those samples count as wrong labels; about all others they do not. (Anchor points,
+    arXiv 1609.03683, many to a class.)
 
     Args:
         opinion_NC: scores of the classes, see [`fit_confusion`].
         given_N: given labels.
     """
-    anchor_NC = _anchors(opinion_NC)
-    transition_CC = _given_to(anchor_NC, given_N, np.ones(len(given_N)))
+    anchor_N = _anchors(opinion_NC)
+    transition_CC = _given_to(anchor_N, given_N, np.ones(len(given_N)), opinion_NC.shape[1])
     fits = []
     for sharpness in SHARPNESS:
         belief_NC = _softmax(sharpness * opinion_NC)
@@ -94,26 +94,25 @@ def anchored_confusion(opinion_NC: FloatArray, given_N: IntArray) -> Confusion:
     _, sharpness = max(fits)
     belief_NC = _softmax(sharpness * opinion_NC)
     true_NC = _true_classes(belief_NC, given_N, transition_CC)
-    return Confusion(sharpness, transition_CC, true_NC, belief_NC, anchor_NC)
+    return Confusion(sharpness, transition_CC, true_NC, belief_NC, anchor_N)
 
 
-def _anchors(opinion_NC: FloatArray) -> npt.NDArray[np.bool_]:
-    """The surest of the samples that are taken for each class, (N, C)."""
+def _anchors(opinion_NC: FloatArray) -> IntArray:
+    """The class that a sample is taken for, where it is among the surest of that class; -1 elsewhere."""
     two_N2 = np.partition(opinion_NC, -2, axis=1)[:, -2:]
     margin_N, predicted_N = two_N2[:, 1] - two_N2[:, 0], opinion_NC.argmax(axis=1)
-    anchor_NC = np.zeros(opinion_NC.shape, dtype=bool)
+    anchor_N = np.full(len(opinion_NC), -1)
     for label in range(opinion_NC.shape[1]):
         rows = np.flatnonzero(predicted_N == label)
         count = max(int(ANCHORS * len(rows)), min(_FEWEST_ANCHORS, len(rows)))
-        anchor_NC[rows[np.argsort(-margin_N[rows], kind="stable")[:count]], label] = True
-    return anchor_NC
+        anchor_N[rows[np.argsort(-margin_N[rows], kind="stable")[:count]]] = label
+    return anchor_N
 
 
-def _given_to(anchor_NC: npt.NDArray[np.bool_], given_N: IntArray, times_N: FloatArray) -> FloatArray:
+def _given_to(anchor_N: IntArray, given_N: IntArray, times_N: FloatArray, classes: int) -> FloatArray:
     """What the anchors of each class were given, (C, C); rows sum to one."""
-    counts_CC = _OWN_COUNTS * np.eye(anchor_NC.shape[1])
-    for label, chosen_N in enumerate(anchor_NC.T):
-        np.add.at(counts_CC[label], given_N[chosen_N], times_N[chosen_N])
+    counts_CC, chosen_N = _OWN_COUNTS * np.eye(classes), anchor_N >= 0
+    np.add.at(counts_CC, (anchor_N[chosen_N], given_N[chosen_N]), times_N[chosen_N])
     return counts_CC / counts_CC.sum(axis=1, keepdims=True)
 
 
@@ -143,8 +142,8 @@ def resampled(confusion: Confusion, given_N: IntArray, resamples: int, seed: int
     rate_R, transition_RCC = [], []
     for _ in range(resamples):
         times_N = generator.multinomial(size, np.full(size, 1 / size)).astype(np.float64)
-        if confusion.anchor_NC is not None:
-            transition_CC = _given_to(confusion.anchor_NC, given_N, times_N)
+        if confusion.anchor_N is not None:
+            transition_CC = _given_to(confusion.anchor_N, given_N, times_N, len(confusion.transition_CC))
         else:
             transition_CC, _ = _expectation_maximisation(
                 confusion.belief_NC, given_N, confusion.transition_CC, _RESAMPLING_STEPS, times_N

@@ -98,9 +98,9 @@ def test_anchors_are_the_surest_of_each_class():
     opinion_NC[120:, 1] = np.arange(80) + 1.0
     given_N = np.array([0] * 120 + [1] * 80)
     fit = anchored_confusion(opinion_NC, given_N)
-    assert fit.anchor_NC is not None
-    assert np.flatnonzero(fit.anchor_NC[:, 0]).tolist() == list(range(90, 120))
-    assert np.flatnonzero(fit.anchor_NC[:, 1]).tolist() == list(range(180, 200))  # at least twenty
+    assert fit.anchor_N is not None
+    assert np.flatnonzero(fit.anchor_N == 0).tolist() == list(range(90, 120))
+    assert np.flatnonzero(fit.anchor_N == 1).tolist() == list(range(180, 200))  # at least twenty
     given_N[[0, 119]] = 1  # one of them an anchor
     fit = anchored_confusion(opinion_NC, given_N)
     np.testing.assert_allclose(fit.transition_CC, [[30 / 31, 1 / 31], [0, 1]])  # and one imagined
