@@ -6,7 +6,7 @@ For every corpus (arguments of recipes/train.py) and seed: a CLID-MU run and its
 cross-entropy, whose ledger gives the area under the margin and whose last state gives the loss; and five more, for
 cleanlab, each on four fifths of the data (`pip install cleanlab`; left out where it is missing). Then cross-entropy is
 trained anew on what the report makes of the labels. Clean labels are read for scoring alone. A finished cell is never
-run again.
+run again; with `--runs FOLDER`, nor is a run that a cut-off cell, or another version of the report, had finished.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from hf_clidmu.report import apply_report
 FOLDS = 5
 PLAIN = {"weighting": "none", "eval_strategy": "no"}  # nothing is selected: the last state stays
 BINS = 10
+FINISHED = "finished.json"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -46,52 +47,53 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("grid", type=Path, help="YAML file with corpora and seeds")
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the results; continued if it exists")
     parser.add_argument("--only", help="Only cells whose 'corpus / seed' match this regular expression")
+    parser.add_argument("--runs", type=Path, help="Keep the runs there, and take up those that are there already")
     options = parser.parse_args(arguments)
     grid = yaml.safe_load(options.grid.read_text(encoding="utf8"))
     document = {"command": f"python recipes/benchmarks/detection.py {options.grid}", "cells": []}
     if options.output.exists():
         document = json.loads(options.output.read_text(encoding="utf8"))
     finished = {(cell["corpus"], cell["seed"]) for cell in document["cells"]}
-    with tempfile.TemporaryDirectory() as kept:  # what a frozen encoder makes of a corpus serves every run
+    with tempfile.TemporaryDirectory() as thrown_away:
+        kept = options.runs or Path(thrown_away)
         for seed in grid["seeds"]:
             for corpus, given in grid["corpora"].items():
                 if (corpus, seed) in finished or not re.search(options.only or "", f"{corpus} / {seed}"):
                     continue
-                cell = run_cell({**given, "seed": seed, "frozen_cache_dir": kept})
+                # What a frozen encoder makes of a corpus serves every run.
+                arguments = {**given, "seed": seed, "frozen_cache_dir": kept / "encodings"}
+                cell = run_cell(arguments, kept / re.sub(r"\W+", "-", f"{corpus} {seed}"))
                 document["cells"].append(rounded({"corpus": corpus, "seed": seed, "arguments": given, **cell}))
                 write_json(options.output, document)
     print(detection_table(document["cells"]))
 
 
-def run_cell(given: dict[str, Any]) -> dict[str, Any]:
+def run_cell(given: dict[str, Any], place: Path) -> dict[str, Any]:
     """All detectors on one corpus with one seed, and cross-entropy on the mended labels."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        started = time.perf_counter()
-        run(given, place / "clidmu")
-        trained = time.perf_counter()
-        found = report_recipe.main([str(place / "clidmu"), "--page", "false"])
-        reported = time.perf_counter()
-        corpus = corpus_of(place / "clidmu")
-        labels_N, clean_N = np.array(corpus.train["label"]), np.array(corpus.train["clean_label"])
-        wrong_N = labels_N != clean_N
-        seconds = {"CLID-MU run": trained - started, "report": reported - trained}
-        scores = {
-            "report": score(found.table["p_wrong"], found.table["is_label_issue"], wrong_N),
-            "self-confidence, selected": score(-found.table["self_confidence"], found.table["margin"] < 0, wrong_N),
-        }
+    seconds = {}
+    _, seconds["CLID-MU run"] = run(given, place / "clidmu")
+    before = time.perf_counter()
+    found = report_recipe.main([str(place / "clidmu"), "--page", "false"])
+    seconds["report"] = time.perf_counter() - before
+    corpus = corpus_of(place / "clidmu")
+    labels_N, clean_N = np.array(corpus.train["label"]), np.array(corpus.train["clean_label"])
+    wrong_N = labels_N != clean_N
+    scores = {
+        "report": score(found.table["p_wrong"], found.table["is_label_issue"], wrong_N),
+        "self-confidence, selected": score(-found.table["self_confidence"], found.table["margin"] < 0, wrong_N),
+    }
+    plain, seconds["cross-entropy run"] = run({**given, **PLAIN}, place / "plain")
+    scores |= peers_of_one_run(place / "plain", labels_N, wrong_N)
+    peers, taken = cleanlab_peers(given, corpus, place, labels_N, wrong_N)
+    if peers:
+        scores, seconds["cleanlab's runs"] = scores | peers, taken
 
-        plain = run({**given, **PLAIN}, place / "plain")
-        seconds["cross-entropy run"] = time.perf_counter() - reported
-        scores |= peers_of_one_run(place / "plain", labels_N, wrong_N)
-        before = time.perf_counter()
-        scores |= cleanlab_peers(given, corpus, place, labels_N, wrong_N)
-        seconds["cleanlab's runs"] = time.perf_counter() - before
-
-        accuracy = {"given": last(plain)}
-        for policy in ("drop", "relabel", "suggested"):
-            mended = apply_report(corpus.train, found, policy)
-            accuracy[policy] = last(run_on(mended, corpus.test, {**given, **PLAIN}, place / policy))
+    accuracy = {"given": last(plain)}
+    for policy in ("drop", "relabel"):
+        mended = apply_report(corpus.train, found, policy)
+        with tempfile.TemporaryDirectory() as thrown_away:  # another report, other labels: never taken up again
+            results, _ = run_on(mended, corpus.test, {**given, **PLAIN}, Path(thrown_away) / policy)
+        accuracy[policy] = last(results)
     return {
         "noise_rate": float(wrong_N.mean()),
         "estimated": found.noise_rate.value,
@@ -104,17 +106,24 @@ def run_cell(given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def run(given: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """One run of recipes/train.py."""
+def run(given: dict[str, Any], folder: Path) -> tuple[dict[str, Any], float]:
+    """Results of one run of recipes/train.py, and the seconds it took; one that is there is not run again."""
+    finished = folder / FINISHED
+    if finished.exists():
+        record = json.loads(finished.read_text(encoding="utf8"))
+        return record["results"], record["seconds"]
     given = {"track_test": False, **given, "output_dir": folder, "disable_tqdm": True, "overwrite": True}
-    return train.main([word for name, value in given.items() for word in (f"--{name}", str(value))])
+    started = time.perf_counter()
+    results = train.main([word for name, value in given.items() for word in (f"--{name}", str(value))])
+    record = {"results": results, "seconds": time.perf_counter() - started}
+    write_json(finished, record)
+    return record["results"], record["seconds"]
 
 
-def run_on(rows: Any, test: Any, given: dict[str, Any], folder: Path) -> dict[str, Any]:
+def run_on(rows: Any, test: Any, given: dict[str, Any], folder: Path) -> tuple[dict[str, Any], float]:
     """The same on these training rows, whatever the corpus was."""
-    folder.mkdir(parents=True, exist_ok=True)
     data = folder / "data"
-    data.mkdir()
+    data.mkdir(parents=True, exist_ok=True)
     rows.select_columns([rows.column_names[0], "label"]).to_parquet(data / "train.parquet")
     test.select_columns([rows.column_names[0], "label"]).to_parquet(data / "test.parquet")
     changed = {"dataset": data, "label_column": "label"}
@@ -154,25 +163,28 @@ def peers_of_one_run(folder: Path, labels_N: np.ndarray, wrong_N: np.ndarray) ->
 
 def cleanlab_peers(
     given: dict[str, Any], corpus: Any, folder: Path, labels_N: np.ndarray, wrong_N: np.ndarray
-) -> dict[str, Any]:
-    """cleanlab on probabilities of five runs, none of which saw the samples that it is asked about."""
+) -> tuple[dict[str, Any], float]:
+    """cleanlab on probabilities of five runs, none of which saw the samples that it is asked about; and their time."""
     try:
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
     except ImportError:
         print("cleanlab is not installed: its rows are left out")
-        return {}
+        return {}, 0.0
+    seconds = 0.0
     probability_NC = np.zeros((len(labels_N), corpus.num_labels))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=given["seed"])
     for number, (fitted, asked) in enumerate(folds.split(labels_N, labels_N)):
         place = folder / f"fold-{number}"
-        run_on(corpus.train.select(fitted), corpus.train.select(asked), {**given, **PLAIN}, place)
+        _, taken = run_on(corpus.train.select(fitted), corpus.train.select(asked), {**given, **PLAIN}, place)
+        seconds += taken
         probability_NC[asked] = opinions(place / "run", "test")
     quality_N = get_label_quality_scores(labels_N, probability_NC)
-    return {
+    scores = {
         f"cleanlab, {method}": score(-quality_N, find_label_issues(labels_N, probability_NC, filter_by=method), wrong_N)
         for method in ("confident_learning", "predicted_neq_given")
     }
+    return scores, seconds
 
 
 def score(suspicion_N: Any, flagged_N: Any, wrong_N: np.ndarray) -> dict[str, float | None]:
