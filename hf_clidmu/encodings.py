@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from hf_clidmu.batches import Collator, IndexedDataset
 from hf_clidmu.classifier import ClassifierTap, forked_random_state
-from hf_clidmu.precompute import FrozenBackbone, FrozenEncoding, encode, encode_frozen
+from hf_clidmu.encoding_cache import FrozenEncoding, encode_frozen
+from hf_clidmu.precompute import FrozenBackbone, encode
 
 
 class Encodings:

@@ -7,14 +7,11 @@ first trainable layer, stores what flows into it for every sample, and lets the 
 Shape suffixes: N samples, B batch, T tokens, D features.
 """
 
-import hashlib
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +19,6 @@ from torch import Tensor, nn
 
 from hf_clidmu.batches import (
     FEATURES_COLUMN,
-    INDEX_COLUMN,
-    CachedFeatures,
     Collator,
     evaluation_view,
     fetch,
@@ -31,7 +26,6 @@ from hf_clidmu.batches import (
     model_inputs,
 )
 from hf_clidmu.classifier import ClassifierOutput, ClassifierTap
-from hf_clidmu.files import disk_refused, read_tensors, write_tensors
 
 
 logger = logging.getLogger(__name__)
@@ -313,77 +307,6 @@ def encode(
     whole = {name: torch.cat(parts)[back] if parts else None for name, parts in columns.items()}
     assert whole["features"] is not None and whole["logits"] is not None and whole["general"] is not None
     return Encoded(whole["features"], whole["logits"], whole["general"], whole["cut"], whole["labels"])
-
-
-@dataclass
-class FrozenEncoding:
-    """What a frozen backbone makes of a whole dataset, row by row; the fields are those of [`Encoded`]."""
-
-    cut_ND: Tensor
-    general_ND: Tensor
-    labels_N: Tensor | None = None
-
-    def dataset(self) -> CachedFeatures:
-        """Samples that hold what flows into the cut."""
-        return CachedFeatures(self.cut_ND, self.labels_N)
-
-
-def encode_frozen(
-    model: nn.Module,
-    tap: ClassifierTap,
-    dataset: Any,
-    collate: Collator,
-    batch_size: int,
-    device: torch.device,
-    backbone: FrozenBackbone,
-    folder: str | Path | None = None,
-) -> FrozenEncoding:
-    """What a frozen backbone makes of a dataset; read from `folder` where an earlier run left it.
-
-    Args:
-        model, tap, dataset, collate, batch_size, device, backbone: as in [`encode`].
-        folder: where encodings are kept between runs, or None. A file's name is a hash of all frozen weights and of
-            every sample with its label, so what is found fits.
-    """
-
-    def compute() -> FrozenEncoding:
-        encoded = encode(model, tap, dataset, collate, batch_size, device, backbone)
-        assert encoded.cut_ND is not None
-        return FrozenEncoding(encoded.cut_ND, encoded.general_ND, encoded.labels_N)
-
-    if folder is None:
-        return compute()
-    path = Path(folder) / f"{_fingerprint(model, backbone, evaluation_view(dataset), batch_size)}.safetensors"
-    if path.is_file():
-        try:
-            return FrozenEncoding(**read_tensors(path))
-        except (ValueError, TypeError) as error:
-            logger.warning("The kept encoding %s cannot be read (%s): it is computed anew.", path, error)
-    encoding = compute()
-    try:
-        write_tensors(path, {name: tensor for name, tensor in vars(encoding).items() if tensor is not None})
-    except Exception as error:
-        if not disk_refused(error):
-            raise
-        logger.warning("The encoding %s could not be kept: %s", path, error)
-    return encoding
-
-
-def _fingerprint(model: nn.Module, backbone: FrozenBackbone, dataset: Any, batch_size: int) -> str:
-    digest = hashlib.sha256()
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for name, tensor in model.state_dict().items():
-        if name not in trained:
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    cut = next(name for name, module in model.named_modules() if module is backbone.cut)
-    config = getattr(model, "config", None)
-    values = {} if config is None else config.to_dict()  # heads, activations, ...: not all of it is in the weights
-    digest.update(json.dumps([torch.__version__, cut, values, batch_size], sort_keys=True, default=str).encode())
-    for sample in fetch(dataset, list(range(len(dataset)))):
-        for name in sorted(set(sample) - {INDEX_COLUMN}):
-            digest.update(name.encode() + torch.as_tensor(sample[name]).numpy().tobytes() + b"|")
-    return digest.hexdigest()[:32]
 
 
 @dataclass

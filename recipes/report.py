@@ -14,7 +14,7 @@ Then: `hf_clidmu.report.apply_report(dataset, "outputs/trec_weak", "suggested", 
 import json
 import sys
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from hf_clidmu import load_classifier, prepare_corpus
 from hf_clidmu.classifier import ClassifierTap
 from hf_clidmu.config import CLIDMUConfig
 from hf_clidmu.data import Corpus
-from hf_clidmu.precompute import encode
+from hf_clidmu.precompute import Encoded, encode
 from hf_clidmu.report import LabelReport, label_report
 
 
@@ -98,23 +98,22 @@ def make(corpus: Corpus, run: RunArguments, options: ReportArguments) -> LabelRe
     """The report on a corpus's training split by a model, and by the run's ledger where there is one."""
     import pyarrow.parquet
 
-    seen, features_ND = observe(corpus, run, options)
+    seen = observe(corpus, run, options)
     ledger = None if options.run is None else Path(options.run) / LEDGER_NAME
     return label_report(
         list(corpus.train["label"]),
-        seen,
-        features_ND,
+        seen.logits_NC,
+        seen.features_ND,
         corpus.label_names,
+        general_features=seen.general_ND,
         ledger=pyarrow.parquet.read_table(ledger) if ledger is not None and ledger.is_file() else None,
         neighbours=options.neighbours,
         settings={"dataset": corpus.source, "model": run.model},
     )
 
 
-def observe(
-    corpus: Corpus, run: RunArguments, options: ReportArguments, split: str = "train"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (N, C) in the corpus's order of classes, and features (N, D), by one pass over a split as it is."""
+def observe(corpus: Corpus, run: RunArguments, options: ReportArguments, split: str = "train") -> Encoded:
+    """What the model makes of a split as it is, in one pass: classes in the corpus's order, features on its device."""
     name = expanded("model", run.model)
     order = class_order(name, corpus.label_names, run)
     model, processor = load_classifier(
@@ -124,7 +123,12 @@ def observe(
     model.to(device)
     data = prepare_corpus(corpus, processor, max_length=run.max_length)
     seen = encode(model, ClassifierTap(model), getattr(data, split), data.collator, options.batch_size, device)
-    return seen.logits_NC[:, order], seen.features_ND.to(device)
+    return replace(
+        seen,
+        logits_NC=seen.logits_NC[:, order],
+        features_ND=seen.features_ND.to(device),
+        general_ND=seen.general_ND.to(device),
+    )
 
 
 def class_order(name: str, label_names: list[str], run: RunArguments) -> list[int]:

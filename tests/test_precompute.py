@@ -1,22 +1,18 @@
 """What is computed once: which parameters freeze, and that stored features are those of a direct forward."""
 
 import copy
-import logging
 
 import pytest
 import torch
 from tiny_models import VOCABULARY, tiny_batch, tiny_classifier
 from torch import nn
 
-from hf_clidmu.batches import FEATURES_COLUMN, IndexedDataset, SampleCollator
+from hf_clidmu.batches import FEATURES_COLUMN, CachedFeatures, IndexedDataset, SampleCollator
 from hf_clidmu.classifier import ClassifierTap
 from hf_clidmu.precompute import (
-    CachedFeatures,
     FeatureTable,
     FrozenBackbone,
-    FrozenEncoding,
     encode,
-    encode_frozen,
     evaluating,
     freeze_parameters,
     frozen_modules,
@@ -170,8 +166,7 @@ def test_the_model_runs_from_stored_vectors(name):
     data = texts()
     encoded = encode(model, tap, data, SampleCollator(pad), 4, CPU, backbone)
     assert encoded.cut_ND.shape == (len(data), 16)
-    stored = FrozenEncoding(encoded.cut_ND, encoded.general_ND, encoded.labels_N).dataset()
-    assert isinstance(stored, CachedFeatures)
+    stored = CachedFeatures(encoded.cut_ND, encoded.labels_N)
     with torch.no_grad(), evaluating(model), backbone.installed(model):
         found_BC = model(**{FEATURES_COLUMN: stored.features_ND[:5]}).logits
         raw_BC = model(**inputs).logits  # other inputs are not touched
@@ -238,46 +233,6 @@ def test_only_the_trained_part_gets_gradients_from_stored_vectors():
         model(**{FEATURES_COLUMN: cut_BD}).logits.sum().backward()
     for key, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, key
-
-
-# ---- kept between runs -----------------------------------------------------------------------------------------------
-
-
-def kept(folder, data=None, seed=None, batch_size=4):
-    model, tap, inputs, backbone = found_backbone()
-    if seed is not None:
-        with torch.no_grad():
-            model.bert.encoder.layer[0].output.dense.weight[0, 0] += seed
-    data = texts() if data is None else data
-    return encode_frozen(model, tap, data, SampleCollator(pad), batch_size, CPU, backbone, folder)
-
-
-def test_an_encoding_is_kept_and_read_again(tmp_path, monkeypatch):
-    first = kept(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 1
-    monkeypatch.setattr("hf_clidmu.precompute.encode", None)  # nothing is computed any more
-    again = kept(tmp_path)
-    for name in ("cut_ND", "general_ND", "labels_N"):
-        assert torch.equal(getattr(first, name), getattr(again, name))
-
-
-def test_other_weights_samples_and_labels_are_encoded_anew(tmp_path):
-    kept(tmp_path)
-    kept(tmp_path, seed=1e-3)
-    shorter = texts()[:-1]
-    kept(tmp_path, data=shorter)
-    kept(tmp_path, data=[{**sample, "labels": 0} for sample in shorter])
-    assert len(list(tmp_path.iterdir())) == 4
-
-
-def test_a_broken_file_is_replaced(tmp_path, caplog):
-    first = kept(tmp_path)
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:100])
-    with caplog.at_level(logging.WARNING):
-        again = kept(tmp_path)
-    assert "computed anew" in caplog.text
-    assert torch.equal(first.cut_ND, again.cut_ND) and path.stat().st_size > 100
 
 
 # ---- lookup ----------------------------------------------------------------------------------------------------------

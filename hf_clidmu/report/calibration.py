@@ -63,14 +63,15 @@ def judge_labels(evidence: Evidence, seed: int = 0) -> Verdict:
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
-    # Opinions and labels differ in what they are blind to: the model's opinion was formed on these very labels, and the
-    # labels of others repeat wrong ones that follow a rule. Likelihood overlooks wrong labels where there are many, the
-    # surest samples those that follow a rule. All err on the side of too few: who sees most, is heard.
-    both_NC, given_N = (evidence.linear_NC + evidence.labels_linear_NC) / 2, evidence.given_N
+    # Each reading is blind to something: the model's opinion was formed on these very labels, labels of others repeat
+    # wrong ones that follow a rule, trained features know labels by heart, and those that were not trained see less.
+    # Likelihood overlooks wrong labels where there are many; the surest samples, those that follow a rule. All err on
+    # the side of too few: the one that sees most is heard.
+    given_N = evidence.given_N
     readings = (
-        fit_confusion(evidence.linear_NC, given_N),
-        fit_confusion(both_NC, given_N),
-        anchored_confusion(both_NC, given_N),
+        fit_confusion(evidence.linear.model_NC, given_N),
+        fit_confusion(evidence.general.both_NC, given_N),
+        anchored_confusion(evidence.linear.both_NC, given_N),
     )
     confusion = max(readings, key=lambda fit: float(fit.wrong(given_N).mean()))
     opinion_NC = (evidence.log_own_NC + evidence.log_neighbour_NC + np.log(confusion.belief_NC + FLOOR)) / 3

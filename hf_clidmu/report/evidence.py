@@ -43,6 +43,24 @@ LEDGER_COLUMNS = {
 
 
 @dataclass(frozen=True)
+class Linear:
+    """What ridge regression on some features says of every sample, fitted without the sample itself.
+
+    Attributes:
+        model_NC: of the model's probabilities; scores around 0..1, not normalised.
+        labels_NC: of the given labels.
+    """
+
+    model_NC: FloatArray
+    labels_NC: FloatArray
+
+    @property
+    def both_NC(self) -> FloatArray:
+        """The mean of the two."""
+        return (self.model_NC + self.labels_NC) / 2
+
+
+@dataclass(frozen=True)
 class Evidence:
     """Three opinions about every sample, and what a run remembers of its given label.
 
@@ -51,9 +69,9 @@ class Evidence:
         log_own_NC: log probabilities of the classes by the model, at least `log(FLOOR)`.
         log_neighbour_NC: the same by its neighbours: the mean of their probabilities, weighted by CLID's feature
             graph. The sample itself has no part in it, so a label that was learnt by heart is not confirmed by itself.
-        linear_NC: the model's probabilities as a linear function of the features tells them, fitted without the sample
-            itself; scores around 0..1, not normalised.
-        labels_linear_NC: the same of the given labels.
+        linear: what the model's features say.
+        general: what general-purpose features say, which fewer labels have touched, or none; `linear` where there are
+            no others.
         neighbour_labels_N: share of the neighbours, by the same weights, that were given the same label.
         ledger: columns of (N,) numbers, by the names of a report; empty where nothing was recorded. NaN for a sample
             that was never seen.
@@ -62,8 +80,8 @@ class Evidence:
     given_N: IntArray
     log_own_NC: FloatArray
     log_neighbour_NC: FloatArray
-    linear_NC: FloatArray
-    labels_linear_NC: FloatArray
+    linear: Linear
+    general: Linear
     neighbour_labels_N: FloatArray
     ledger: Mapping[str, FloatArray]
 
@@ -82,6 +100,7 @@ def gather(
     features: Any,
     ledger: pandas.DataFrame | pyarrow.Table | None = None,
     neighbours: int = 10,
+    general_features: Any = None,
 ) -> Evidence:
     """Evidence about the labels of a dataset, which is compared with itself in CLID's feature graph.
 
@@ -92,6 +111,9 @@ def gather(
             compared there, which takes N * N * D multiplications.
         ledger: of the run that trained the model: [`hf_clidmu.ledger.Ledger.table`] or its Parquet file, read.
         neighbours: K.
+        general_features: (N, D') of the same samples, from below what was trained where something was frozen: features
+            that were trained on wrong labels know some of them by heart. `general_ND` of
+            [`hf_clidmu.precompute.encode`].
 
     Raises:
         ValueError: when the arguments are not of the same samples, labels are outside 0..C-1, or numbers are not
@@ -99,19 +121,18 @@ def gather(
     """
     logits_NC, features_ND = torch.as_tensor(logits), torch.as_tensor(features)
     labels_N = torch.as_tensor(labels)
-    if logits_NC.ndim != 2 or features_ND.ndim != 2 or labels_N.ndim != 1:
-        raise ValueError(
-            "a report needs labels (N,), logits (N, C) and features (N, D), got shapes "
-            f"{tuple(labels_N.shape)}, {tuple(logits_NC.shape)}, {tuple(features_ND.shape)}"
-        )
-    if not len(labels_N) == len(logits_NC) == len(features_ND):
-        raise ValueError(
-            "labels, logits and features must be of the same samples, got "
-            f"{len(labels_N)}, {len(logits_NC)} and {len(features_ND)} rows"
-        )
+    given = {"logits": logits_NC, "features": features_ND}
+    if general_features is not None:
+        given["general_features"] = torch.as_tensor(general_features)
+    if labels_N.ndim != 1 or any(values.ndim != 2 for values in given.values()):
+        shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in {"labels": labels_N, **given}.items())
+        raise ValueError(f"a report needs labels (N,), logits (N, C) and features (N, D), got {shapes}")
+    if any(len(values) != len(labels_N) for values in given.values()):
+        rows = ", ".join(f"{len(values)} {name}" for name, values in {"labels": labels_N, **given}.items())
+        raise ValueError(f"labels, logits and features must be of the same samples, got {rows}")
     if len(labels_N) < 2 or logits_NC.shape[1] < 2:
         raise ValueError(f"a report needs at least two samples and two classes, got logits of {tuple(logits_NC.shape)}")
-    for name, values in (("logits", logits_NC), ("features", features_ND)):
+    for name, values in given.items():
         broken = (~values.isfinite().all(dim=1)).nonzero().flatten().tolist()
         if broken:
             raise ValueError(f"{name}: {name_rows(broken)}: not finite; was the model that gave them trained?")
@@ -124,17 +145,23 @@ def gather(
     own_NC = F.softmax(logits_NC.double(), dim=1).to(features_ND.device)
     labels_N = labels_N.to(features_ND.device)
     same_NK = (labels_N[index_NK] == labels_N[:, None]).double()
-    target_NL = torch.cat([own_NC, F.one_hot(labels_N.long(), classes).double()], dim=1)
-    linear_NL = leave_one_out(features_ND, target_NL).cpu().numpy()
+    linear = _linear(features_ND, own_NC, labels_N)
     return Evidence(
         given_N=labels_N.cpu().numpy().astype(np.int64),
         log_own_NC=_log(own_NC),
         log_neighbour_NC=_log(_mean_of_neighbours(own_NC, index_NK, weight_NK.double())),
-        linear_NC=linear_NL[:, :classes],
-        labels_linear_NC=linear_NL[:, classes:],
+        linear=linear,
+        general=linear if general_features is None else _linear(given["general_features"], own_NC, labels_N),
         neighbour_labels_N=(same_NK * weight_NK).sum(dim=1).cpu().numpy(),
         ledger={} if ledger is None else _of_ledger(ledger, labels_N.cpu().numpy()),
     )
+
+
+def _linear(features_ND: Tensor, own_NC: Tensor, labels_N: Tensor) -> Linear:
+    classes = own_NC.shape[1]
+    target_NL = torch.cat([own_NC, F.one_hot(labels_N.long(), classes).double()], dim=1)
+    said_NL = leave_one_out(features_ND, target_NL.to(features_ND.device)).cpu().numpy()
+    return Linear(said_NL[:, :classes], said_NL[:, classes:])
 
 
 def leave_one_out(features_ND: Tensor, target_NL: Tensor, penalty: float = PENALTY) -> Tensor:

@@ -1,7 +1,14 @@
 """The label report: a table with one row per sample, and what it adds up to.
 
     seen = encode(model, ClassifierTap(model), data.train, data.collator, 128, device)   # hf_clidmu.precompute
-    report = label_report(labels, seen.logits_NC, seen.features_ND, label_names, ledger=trainer.ledger.table())
+    report = label_report(
+        labels,
+        seen.logits_NC,
+        seen.features_ND,
+        label_names,
+        general_features=seen.general_ND,
+        ledger=trainer.ledger.table(),
+    )
     report.save("outputs/run")
 
 Shape suffixes: N samples, C classes.
@@ -137,6 +144,7 @@ def label_report(
     features: Any,
     label_names: Sequence[str],
     *,
+    general_features: Any = None,
     ledger: pandas.DataFrame | pyarrow.Table | None = None,
     neighbours: int = 10,
     seed: int = 0,
@@ -149,6 +157,8 @@ def label_report(
         logits: (N, C) of any classifier of these classes, in evaluation mode, without augmentation.
         features: (N, D) inputs of its last layer, or other features of the same samples.
         label_names: class names in index order.
+        general_features: (N, D') from below what was trained, where something was frozen; see
+            [`hf_clidmu.report.gather`]. Without them, much noise above a frozen encoder is underestimated.
         ledger: of the run that trained the model, where there is one.
         neighbours: of each sample in CLID's feature graph.
         seed: of the labels that are made wrong for calibration, and of the resampling behind the intervals.
@@ -157,7 +167,7 @@ def label_report(
     Raises:
         ValueError: see [`hf_clidmu.report.evidence.gather`]; also when there are not as many names as classes.
     """
-    evidence = gather(labels, logits, features, ledger, neighbours)
+    evidence = gather(labels, logits, features, ledger, neighbours, general_features)
     names = [str(name) for name in label_names]
     if len(names) != evidence.num_classes:
         raise ValueError(f"label_names has {len(names)} names, but the logits are of {evidence.num_classes} classes")

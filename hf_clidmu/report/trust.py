@@ -46,14 +46,14 @@ def doubts(evidence: Evidence, verdict: Verdict, label_names: list[str]) -> list
             "rate may lie well above the estimate."
         )
     if contradicted_N.any():
-        ruled = float((evidence.labels_linear_NC.argmax(axis=1) == given_N)[contradicted_N].mean())
+        ruled = float((evidence.linear.labels_NC.argmax(axis=1) == given_N)[contradicted_N].mean())
         if ruled > MOST_RULED:
             found.append(
                 f"{_percent(ruled)} of the labels that the model contradicts are what the labels of similar samples "
                 "suggest: wrong labels seem to follow a rule. Where the model has learnt that rule, it does not "
                 "contradict it: the noise rate is at least the estimated one."
             )
-    by_heart = float((evidence.linear_NC.argmax(axis=1) != given_N).mean()) - contradicted
+    by_heart = float((evidence.linear.model_NC.argmax(axis=1) != given_N).mean()) - contradicted
     if by_heart > MOST_BY_HEART:
         found.append(
             f"The model repeats {_percent(by_heart)} more of the given labels than its own features foretell: it "

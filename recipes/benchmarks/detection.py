@@ -145,8 +145,8 @@ def last(results: dict[str, Any]) -> float | None:
 def opinions(folder: Path, split: str = "train") -> np.ndarray:
     """Probabilities of a run's last state on a split of its corpus."""
     options, arguments = report_recipe.parse([str(folder)])
-    logits_NC, _ = report_recipe.observe(report_recipe.load(arguments, options), arguments, options, split)
-    return logits_NC.double().softmax(dim=1).numpy()
+    seen = report_recipe.observe(report_recipe.load(arguments, options), arguments, options, split)
+    return seen.logits_NC.double().softmax(dim=1).numpy()
 
 
 def peers_of_one_run(folder: Path, labels_N: np.ndarray, wrong_N: np.ndarray) -> dict[str, Any]:

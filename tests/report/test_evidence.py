@@ -1,5 +1,7 @@
 """What is gathered about every sample, against brute force."""
 
+from operator import attrgetter
+
 import numpy as np
 import pytest
 import torch
@@ -44,8 +46,23 @@ def test_a_sample_has_no_part_in_what_others_say_of_it(noisy):
     given_N, logits_NC = noisy.given_N[rows].copy(), noisy.logits_NC[rows].copy()
     given_N[3], logits_NC[3] = (given_N[3] + 1) % 4, logits_NC[3][::-1]
     after = gather(given_N, logits_NC, noisy.features_ND[rows])
-    for name in ("log_neighbour_NC", "linear_NC", "labels_linear_NC"):
-        np.testing.assert_allclose(getattr(after, name)[3], getattr(before, name)[3], rtol=1e-7)
+    for name in ("log_neighbour_NC", "linear.model_NC", "linear.labels_NC"):
+        said = attrgetter(name)
+        np.testing.assert_allclose(said(after)[3], said(before)[3], rtol=1e-7)
+
+
+def test_general_features_have_a_say_of_their_own(noisy):
+    rows = slice(0, 80)
+    arguments = (noisy.given_N[rows], noisy.logits_NC[rows], noisy.features_ND[rows])
+    alone = gather(*arguments)
+    assert alone.general is alone.linear
+    general_ND = np.random.default_rng(0).normal(size=(80, 3))
+    found = gather(*arguments, general_features=general_ND)
+    np.testing.assert_array_equal(found.linear.labels_NC, alone.linear.labels_NC)
+    labels_NC = np.eye(4)[noisy.given_N[rows]]
+    want_NC = leave_one_out(torch.tensor(general_ND), torch.tensor(labels_NC))
+    np.testing.assert_allclose(found.general.labels_NC, want_NC, rtol=1e-9)
+    np.testing.assert_allclose(found.general.both_NC, (found.general.model_NC + want_NC.numpy()) / 2, rtol=1e-9)
 
 
 def test_the_ledger_is_read_by_index(noisy):
@@ -58,6 +75,8 @@ def test_the_ledger_is_read_by_index(noisy):
 def _changed(**changes):
     data = known(0.1, size=30)
     values = {"labels": data.given_N, "logits": data.logits_NC, "features": data.features_ND, "ledger": data.ledger()}
+    if "general_features" in changes:
+        values["general_features"] = data.features_ND
     for name, change in changes.items():
         values[name] = change(values[name].copy())
     return values
@@ -74,13 +93,15 @@ def _set(row, value):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": lambda labels: labels[:-1]}, "29, 30 and 30 rows"),
+        ({"labels": lambda labels: labels[:-1]}, "29 labels, 30 logits, 30 features$"),
         ({"labels": _set(7, 4)}, r"0\.\.3; row 7"),
         ({"labels": _set(7, -1)}, r"0\.\.3; row 7"),
         ({"labels": lambda labels: labels.astype(float)}, "floats"),
         ({"logits": _set(3, np.nan)}, "logits: row 3: not finite"),
         ({"features": _set(4, np.inf)}, "features: row 4: not finite"),
-        ({"features": lambda features: features[:, :, None]}, "got shapes"),
+        ({"features": lambda features: features[:, :, None]}, r"got labels \(30,\), logits \(30, 4\), features \(30, "),
+        ({"general_features": _set(5, np.nan)}, "general_features: row 5: not finite"),
+        ({"general_features": lambda features: features[2:]}, "28 general_features"),
         ({"ledger": lambda ledger: ledger.drop(columns="margin")}, "lacks margin"),
         ({"ledger": lambda ledger: ledger.assign(index=ledger["index"] + 1)}, "row 30 of a dataset of 30 rows"),
         ({"ledger": lambda ledger: ledger.assign(given_label=0)}, "the ledger saw other labels"),

@@ -1,0 +1,179 @@
+"""Keeps what a frozen backbone makes of samples, between runs: a sample is encoded once, whatever corpus it is in.
+
+Folds, subsets and other labels of samples that were seen before cost nothing. A file holds the samples that one run had
+to encode; its name tells the frozen weights and those samples, so what is found fits. Encodings from other batches
+differ in the last bits of float32, as they do without a cache.
+
+Shape suffixes: N samples, D features, K bytes of a digest.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_clidmu.batches import INDEX_COLUMN, LABEL_NAMES, CachedFeatures, Collator, evaluation_view, fetch, labels_of
+from hf_clidmu.classifier import ClassifierTap
+from hf_clidmu.files import disk_refused, read_tensors, write_tensors
+from hf_clidmu.precompute import FrozenBackbone, encode
+
+
+logger = logging.getLogger(__name__)
+
+_DIGEST_BYTES = 16
+
+# Of a model's configuration, what its frozen part does not depend on.
+_OF_LABELS = ("id2label", "label2id", "problem_type", "_name_or_path")
+
+
+@dataclass
+class FrozenEncoding:
+    """What a frozen backbone makes of a whole dataset, row by row; the fields are those of [`Encoded`]."""
+
+    cut_ND: Tensor
+    general_ND: Tensor
+    labels_N: Tensor | None = None
+
+    def dataset(self) -> CachedFeatures:
+        """Samples that hold what flows into the cut."""
+        return CachedFeatures(self.cut_ND, self.labels_N)
+
+
+def encode_frozen(
+    model: nn.Module,
+    tap: ClassifierTap,
+    dataset: Any,
+    collate: Collator,
+    batch_size: int,
+    device: torch.device,
+    backbone: FrozenBackbone,
+    folder: str | Path | None = None,
+) -> FrozenEncoding:
+    """What a frozen backbone makes of a dataset; what an earlier run left in `folder` is read there.
+
+    Args:
+        model, tap, dataset, collate, batch_size, device, backbone: as in [`hf_clidmu.precompute.encode`].
+        folder: where encodings are kept between runs, or None.
+    """
+
+    def compute(rows: list[int] | None = None) -> FrozenEncoding:
+        encoded = encode(model, tap, dataset, collate, batch_size, device, backbone, rows)
+        assert encoded.cut_ND is not None
+        return FrozenEncoding(encoded.cut_ND, encoded.general_ND, encoded.labels_N)
+
+    view = evaluation_view(dataset)
+    if folder is None or len(view) == 0:
+        return compute()
+    samples = fetch(view, list(range(len(view))))
+    cache = EncodingCache(folder, _weights_digest(model, backbone))
+    sample_NK = torch.tensor([list(_sample_digest(sample)) for sample in samples], dtype=torch.uint8)
+    found, missing = cache.find(sample_NK)
+    if len(missing) == len(samples):
+        encoding = compute()
+        cache.keep(sample_NK, {"cut_ND": encoding.cut_ND, "general_ND": encoding.general_ND})
+        return encoding
+    if missing:
+        encoding = compute(missing)
+        fresh = {"cut_ND": encoding.cut_ND, "general_ND": encoding.general_ND}
+        cache.keep(sample_NK[missing], fresh)
+        for name, values in fresh.items():
+            found[name][missing] = values
+    labels = [labels_of(collate(samples[at : at + batch_size])) for at in range(0, len(samples), batch_size)]
+    known = [labels_B for labels_B in labels if labels_B is not None]
+    return FrozenEncoding(**found, labels_N=torch.cat(known) if known else None)
+
+
+class EncodingCache:
+    """Encodings of samples by one frozen backbone, in a folder.
+
+    Args:
+        folder: where; made when something is kept.
+        weights: digest of the backbone.
+    """
+
+    def __init__(self, folder: str | Path, weights: str):
+        self.folder, self.weights = Path(folder), weights
+
+    def find(self, sample_NK: Tensor) -> tuple[dict[str, Tensor], list[int]]:
+        """What is known of these samples: tensors of N rows, and the rows that nothing is known of."""
+        missing: dict[bytes, list[int]] = {}
+        for row, digest in enumerate(_rows(sample_NK)):
+            missing.setdefault(digest, []).append(row)
+        found: dict[str, Tensor] = {}
+        own = self._path(sample_NK)  # first: a run that goes on gets what it had
+        others = sorted(self.folder.glob(f"{self.weights}-*.safetensors"))
+        for path in [own, *(path for path in others if path != own)]:
+            if not missing:
+                break
+            for name, values, rows, there in self._read(path, missing):
+                if name not in found:
+                    found[name] = values.new_empty((len(sample_NK), values.shape[1]))
+                found[name][rows] = values[there]
+        return found, sorted(row for rows in missing.values() for row in rows)
+
+    def keep(self, sample_NK: Tensor, encoded: Mapping[str, Tensor]) -> None:
+        """Write the encodings of these samples; a disk that does not take them is a warning."""
+        path = self._path(sample_NK)
+        try:
+            write_tensors(path, {"sample_NK": sample_NK, **encoded})
+        except Exception as error:
+            if not disk_refused(error):
+                raise
+            logger.warning("The encoding %s could not be kept: %s", path, error)
+
+    def _path(self, sample_NK: Tensor) -> Path:
+        name = hashlib.sha256(sample_NK.numpy().tobytes()).hexdigest()[: 2 * _DIGEST_BYTES]
+        return self.folder / f"{self.weights}-{name}.safetensors"
+
+    def _read(self, path: Path, missing: dict[bytes, list[int]]) -> list[tuple[str, Tensor, list[int], list[int]]]:
+        """Of each tensor in a file: its name, itself, the rows that it tells and where; they are missing no more."""
+        if not path.is_file():
+            return []
+        try:
+            kept = read_tensors(path)
+            sample_NK, values = kept.pop("sample_NK"), [(name, kept[name]) for name in ("cut_ND", "general_ND")]
+            if any(tensor.ndim != 2 or len(tensor) != len(sample_NK) for _, tensor in values):
+                raise ValueError("its rows do not fit together")
+        except (ValueError, KeyError) as error:
+            logger.warning("The kept encoding %s cannot be read (%s): it is computed anew.", path, error)
+            return []
+        rows: list[int] = []
+        there: list[int] = []
+        for place, digest in enumerate(_rows(sample_NK)):
+            for row in missing.pop(digest, ()):
+                rows.append(row)
+                there.append(place)
+        return [(name, tensor, rows, there) for name, tensor in values] if rows else []
+
+
+def _rows(sample_NK: Tensor) -> list[bytes]:
+    width, joined = sample_NK.shape[1], sample_NK.numpy().tobytes()
+    return [joined[at : at + width] for at in range(0, len(joined), width)]
+
+
+def _sample_digest(sample: Mapping[str, Any]) -> bytes:
+    digest = hashlib.sha256()
+    for name in sorted(set(sample) - {INDEX_COLUMN, *LABEL_NAMES}):
+        digest.update(name.encode() + torch.as_tensor(sample[name]).numpy().tobytes() + b"|")
+    return digest.digest()[:_DIGEST_BYTES]
+
+
+def _weights_digest(model: nn.Module, backbone: FrozenBackbone) -> str:
+    digest = hashlib.sha256()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, tensor in model.state_dict().items():
+        if name not in trained:
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    cut = next(name for name, module in model.named_modules() if module is backbone.cut)
+    config = getattr(model, "config", None)
+    # Heads, activations, ...: not all of it is in the weights.
+    values = {} if config is None else {k: v for k, v in config.to_dict().items() if k not in _OF_LABELS}
+    digest.update(json.dumps([torch.__version__, cut, values], sort_keys=True, default=str).encode())
+    return digest.hexdigest()[: 2 * _DIGEST_BYTES]

@@ -1,0 +1,126 @@
+"""What a frozen backbone makes of samples, kept between runs: only what is new is computed, and what is found fits."""
+
+import logging
+
+import pytest
+import torch
+from test_precompute import CPU, found_backbone, pad, texts
+
+from hf_clidmu import encoding_cache
+from hf_clidmu.batches import SampleCollator
+from hf_clidmu.encoding_cache import encode_frozen
+from hf_clidmu.precompute import encode, evaluating
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Rows that were computed, call by call; None stands for all."""
+    calls = []
+
+    def counting(*arguments):
+        calls.append(arguments[-1])
+        return encode(*arguments)
+
+    monkeypatch.setattr(encoding_cache, "encode", counting)
+    return calls
+
+
+def kept(folder, data=None, moved=0.0, **config):
+    model, tap, _, backbone = found_backbone()
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[0, 0] += moved
+    for name, value in config.items():
+        setattr(model.config, name, value)
+    data = texts() if data is None else data
+    return encode_frozen(model, tap, data, SampleCollator(pad), 4, CPU, backbone, folder)
+
+
+def test_an_encoding_is_kept_and_read_again(tmp_path, computed):
+    first = kept(tmp_path)
+    again = kept(tmp_path)
+    assert computed == [None]
+    assert len(list(tmp_path.iterdir())) == 1
+    for name in ("cut_ND", "general_ND", "labels_N"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+
+
+def test_other_labels_orders_and_parts_of_known_samples_cost_nothing(tmp_path, computed):
+    first = kept(tmp_path)
+    order = [7, 2, 2, 5]
+    changed = [{**texts()[row], "labels": 4} for row in order]
+    found = kept(tmp_path, changed)
+    assert computed == [None]
+    assert torch.equal(found.cut_ND, first.cut_ND[order]) and torch.equal(found.general_ND, first.general_ND[order])
+    assert found.labels_N.tolist() == [4] * 4
+    unlabelled = kept(tmp_path, [{"input_ids": sample["input_ids"]} for sample in texts()])
+    assert unlabelled.labels_N is None and torch.equal(unlabelled.cut_ND, first.cut_ND)
+    named = kept(tmp_path, label2id={"a": 0, "b": 1, "c": 2, "d": 3, "e": 4})
+    assert computed == [None] and torch.equal(named.cut_ND, first.cut_ND)
+
+
+def test_only_new_samples_are_computed_and_all_are_right(tmp_path, computed):
+    old, new = texts(6), texts(5, seed=3)
+    kept(tmp_path, old)
+    mixed = [old[4], new[0], old[1], new[3]]
+    found = kept(tmp_path, mixed)
+    assert computed == [None, [1, 3]]
+    assert len(list(tmp_path.iterdir())) == 2
+    alone = kept(None, mixed)
+    torch.testing.assert_close(found.cut_ND, alone.cut_ND, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.general_ND, alone.general_ND, rtol=1e-4, atol=1e-5)
+    assert torch.equal(found.labels_N, alone.labels_N)
+    kept(tmp_path, [*old, new[0], new[3]])
+    assert computed == [None, [1, 3], None]  # the last of all: without a folder, nothing was kept
+
+
+def test_other_weights_and_settings_are_encoded_anew(tmp_path, computed):
+    first = kept(tmp_path)
+    moved = kept(tmp_path, moved=1e-2)
+    assert not torch.equal(first.cut_ND, moved.cut_ND)
+    kept(tmp_path, hidden_act="relu")
+    assert computed == [None] * 3
+
+
+@pytest.mark.parametrize("damage", ["cut short", "rows lost", "a tensor lost"])
+def test_a_broken_file_is_replaced(tmp_path, caplog, computed, damage):
+    first = kept(tmp_path)
+    (path,) = tmp_path.iterdir()
+    size = path.stat().st_size
+    if damage == "cut short":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        tensors = encoding_cache.read_tensors(path)
+        if damage == "rows lost":
+            tensors["cut_ND"] = tensors["cut_ND"][:3]
+        else:
+            del tensors["general_ND"]
+        encoding_cache.write_tensors(path, tensors)
+    with caplog.at_level(logging.WARNING):
+        again = kept(tmp_path)
+    assert "computed anew" in caplog.text
+    assert torch.equal(first.cut_ND, again.cut_ND) and path.stat().st_size == size
+    assert computed == [None, None]
+
+
+def test_a_full_disk_is_a_warning(tmp_path, caplog, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(encoding_cache, "write_tensors", refuse)
+    with caplog.at_level(logging.WARNING):
+        found = kept(tmp_path)
+    assert "could not be kept" in caplog.text
+    assert torch.equal(found.cut_ND, kept(None).cut_ND)
+
+
+def test_the_stored_dataset_runs_the_model(tmp_path):
+    model, _, _, backbone = found_backbone()
+    kept(tmp_path)
+    stored = kept(tmp_path).dataset()
+    samples = stored.__getitems__([0, 3])
+    with torch.no_grad(), evaluating(model), backbone.installed(model):
+        found_BC = model(frozen_features=samples.columns["frozen_features"]).logits
+    with torch.no_grad(), evaluating(model):
+        batch = pad([texts()[0], texts()[3]])
+        expected_BC = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    torch.testing.assert_close(found_BC, expected_BC, rtol=1e-4, atol=1e-5)
