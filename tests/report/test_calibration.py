@@ -78,6 +78,19 @@ def test_the_same_data_give_the_same_report(noisy, noisy_report):
     assert again.summary() == noisy_report.summary()
 
 
+def test_features_that_no_label_has_touched_tell_how_many_are_wrong():
+    # Features and predictions above know the given labels, in part by heart; those below never saw them.
+    data = known(0.4, apart=1.9, size=2000)
+    below_ND, seen_NC = data.features_ND, 1.5 * np.eye(4)[data.given_N]
+    noise_NC = np.random.default_rng(0).normal(size=seen_NC.shape)
+    data.features_ND = np.concatenate([below_ND, seen_NC + noise_NC], axis=1)
+    data.logits_NC = data.logits_NC + seen_NC
+    assert data.report().noise_rate.value < 0.2
+    report = data.report(general_features=below_ND)
+    assert abs(report.noise_rate.value - 0.4) < 0.05
+    assert calibration_error(report.table["p_wrong"].to_numpy(), data.wrong_N) < 0.10
+
+
 # ---- doubts ----------------------------------------------------------------------------------------------------------
 
 
