@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .evidence import FloatArray, IntArray
+from .evidence import FLOOR, FloatArray, IntArray
 
 
 #: Factors that turn the opinion's scores into logits, all of which are tried.
@@ -26,6 +26,7 @@ SHARPNESS = np.geomspace(1.0, 40.0, 12)
 #: Of the samples that are taken for a class, those that tell what its samples were given: the surest.
 ANCHORS = 0.25
 _FEWEST_ANCHORS = 20
+_LEAST_TELLING = 0.01  # how far agreement must tell right opinions from wrong ones
 
 _STEPS = 30  # of expectation and maximisation for each sharpness; twice as many for the best
 _OWN_COUNTS = 1.0  # imagined samples of each class whose label is right: a class nobody has keeps its own row
@@ -78,7 +79,8 @@ def anchored_confusion(opinion_NC: FloatArray, given_N: IntArray) -> Confusion:
     """The same, T told by the samples about which the opinion is surest: their given labels, class by class.
 
     Errors of the opinion about those samples count as wrong labels; about all others they do not. (Anchor points,
-    arXiv 1609.03683, many to a class.)
+    arXiv 1609.03683, many to a class.) Confidence need not have the shape of a softmax here: given T, how often labels
+    agree with the opinion tells how often it is right, at every margin.
 
     Args:
         opinion_NC: scores of the classes, see [`fit_confusion`].
@@ -92,15 +94,41 @@ def anchored_confusion(opinion_NC: FloatArray, given_N: IntArray) -> Confusion:
         likelihood = float(np.log((belief_NC * transition_CC.T[given_N]).sum(axis=1)).mean())
         fits.append((likelihood, float(sharpness)))
     _, sharpness = max(fits)
-    belief_NC = _softmax(sharpness * opinion_NC)
-    true_NC = _true_classes(belief_NC, given_N, transition_CC)
-    return Confusion(sharpness, transition_CC, true_NC, belief_NC, anchor_N)
+    belief_NC = _calibrated(_softmax(sharpness * opinion_NC), _margin(opinion_NC), given_N, transition_CC)
+    return Confusion(sharpness, transition_CC, _true_classes(belief_NC, given_N, transition_CC), belief_NC, anchor_N)
+
+
+def _calibrated(
+    belief_NC: FloatArray, margin_N: FloatArray, given_N: IntArray, transition_CC: FloatArray
+) -> FloatArray:
+    """The belief, with that in the favoured class a rising function of the margin; the others keep their shares."""
+    from sklearn.isotonic import IsotonicRegression
+
+    rows, favoured_N = np.arange(len(belief_NC)), belief_NC.argmax(axis=1)
+    rest_NC = belief_NC + FLOOR
+    rest_NC[rows, favoured_N] = 0
+    rest_NC /= rest_NC.sum(axis=1, keepdims=True)
+    # Labels agree with an opinion that is right, and by accident with one that is wrong.
+    right_N = transition_CC[favoured_N, favoured_N]
+    accident_N = (rest_NC * transition_CC.T[favoured_N]).sum(axis=1)
+    tells_N = np.maximum(right_N - accident_N, _LEAST_TELLING)
+    isotonic = IsotonicRegression(y_min=1 / belief_NC.shape[1], y_max=1 - FLOOR)
+    share_N = isotonic.fit_transform(
+        margin_N, ((given_N == favoured_N) - accident_N) / tells_N, sample_weight=tells_N**2
+    )
+    calibrated_NC = rest_NC * (1 - share_N)[:, None]
+    calibrated_NC[rows, favoured_N] = share_N
+    return calibrated_NC
+
+
+def _margin(opinion_NC: FloatArray) -> FloatArray:
+    two_N2 = np.partition(opinion_NC, -2, axis=1)[:, -2:]
+    return two_N2[:, 1] - two_N2[:, 0]
 
 
 def _anchors(opinion_NC: FloatArray) -> IntArray:
     """The class that a sample is taken for, where it is among the surest of that class; -1 elsewhere."""
-    two_N2 = np.partition(opinion_NC, -2, axis=1)[:, -2:]
-    margin_N, predicted_N = two_N2[:, 1] - two_N2[:, 0], opinion_NC.argmax(axis=1)
+    margin_N, predicted_N = _margin(opinion_NC), opinion_NC.argmax(axis=1)
     anchor_N = np.full(len(opinion_NC), -1)
     for label in range(opinion_NC.shape[1]):
         rows = np.flatnonzero(predicted_N == label)
