@@ -7,6 +7,7 @@ first trainable layer, stores what flows into it for every sample, and lets the 
 Shape suffixes: N samples, B batch, T tokens, D features.
 """
 
+import inspect
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -97,6 +98,8 @@ class Encoded:
         general_ND: general-purpose features: the mean token state of a text encoder, `features_ND` otherwise.
         cut_ND: inputs of the first trainable layer, for a frozen backbone.
         labels_N: the dataset's labels, or None.
+        middle_ND: hidden states halfway up, averaged over tokens or pixels, where they were asked for; `features_ND` of
+            a model that does not tell them.
     """
 
     features_ND: Tensor
@@ -104,6 +107,7 @@ class Encoded:
     general_ND: Tensor
     cut_ND: Tensor | None
     labels_N: Tensor | None
+    middle_ND: Tensor | None = None
 
 
 class FrozenBackbone:
@@ -252,6 +256,9 @@ def _keeps_shape(args: tuple, output: Any) -> bool:
     return bool(args) and isinstance(args[0], Tensor) and isinstance(output, Tensor) and args[0].shape == output.shape
 
 
+_COLUMNS = ("features", "logits", "general", "cut", "labels", "middle")  # of Encoded, in its order
+
+
 @torch.no_grad()
 def encode(
     model: nn.Module,
@@ -262,6 +269,7 @@ def encode(
     device: torch.device,
     backbone: FrozenBackbone | None = None,
     rows: list[int] | None = None,
+    middle: bool = False,
 ) -> Encoded:
     """Features of a dataset by the model as it is, in evaluation mode, kept on the CPU.
 
@@ -274,6 +282,7 @@ def encode(
         device: where to compute.
         backbone: also store what flows into its cut.
         rows: only these rows, in this order; None takes all.
+        middle: ask for the hidden states halfway up as well.
 
     Returns:
         Features in the order of `rows`.
@@ -285,7 +294,7 @@ def encode(
     samples = fetch(dataset, rows)
     lengths = [len(sample["input_ids"]) if "input_ids" in sample else 0 for sample in samples]
     order = sorted(range(len(rows)), key=lengths.__getitem__)  # similar lengths together: little padding
-    columns: dict[str, list[Tensor]] = {name: [] for name in ("features", "logits", "general", "cut", "labels")}
+    columns: dict[str, list[Tensor]] = {name: [] for name in _COLUMNS}
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             batch = collate([samples[i] for i in order[start : start + batch_size]])
@@ -293,7 +302,7 @@ def encode(
             if labels_B is not None:
                 columns["labels"].append(labels_B)
             inputs = model_inputs(batch, device)
-            with _token_states(model) as states:
+            with _token_states(model) as states, _hidden_states(model, middle) as hidden:
                 if backbone is None:
                     output = tap.forward(model, inputs)
                 else:
@@ -301,12 +310,17 @@ def encode(
                     columns["cut"].append(cut_BD.cpu())
             columns["features"].append(output.features_BD.cpu())
             columns["logits"].append(output.logits_BC.cpu())
-            columns["general"].append(_mean_token(states, inputs, output.features_BD).cpu())
+            is_text = "attention_mask" in inputs
+            general_BD = _pooled(states[-1], inputs) if states and is_text else None
+            columns["general"].append((output.features_BD if general_BD is None else general_BD).cpu())
+            if middle:
+                middle_BD = _pooled(hidden[len(hidden) // 2], inputs) if hidden else None
+                columns["middle"].append((output.features_BD if middle_BD is None else middle_BD).cpu())
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))
     whole = {name: torch.cat(parts)[back] if parts else None for name, parts in columns.items()}
     assert whole["features"] is not None and whole["logits"] is not None and whole["general"] is not None
-    return Encoded(whole["features"], whole["logits"], whole["general"], whole["cut"], whole["labels"])
+    return Encoded(*whole.values())
 
 
 @dataclass
@@ -393,10 +407,43 @@ def _token_states(model: nn.Module) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def _mean_token(states: list[Tensor], inputs: Mapping[str, Tensor], features_BD: Tensor) -> Tensor:
-    """The mean token state of a text; a better judge of meaning than a classification token nobody trained yet."""
+@contextmanager
+def _hidden_states(model: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
+    """Collects the hidden states of a forward, bottom to top, where they are wanted and the model tells them."""
+    states: list[Tensor] = []
+    parameters = inspect.signature(model.forward).parameters.values()
+    known = any(each.name == "output_hidden_states" or each.kind is each.VAR_KEYWORD for each in parameters)
+    timm_model = getattr(model, "timm_model", None)
+    if not wanted or not known or (timm_model is not None and not hasattr(timm_model, "forward_intermediates")):
+        yield states
+        return
+
+    def ask(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return args, {**kwargs, "output_hidden_states": True}
+
+    def listen(_: nn.Module, args: tuple, output: Any) -> None:
+        told = output.get("hidden_states") if isinstance(output, Mapping) else None
+        states.extend(told or ())
+
+    handles = [model.register_forward_pre_hook(ask, with_kwargs=True), model.register_forward_hook(listen)]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pooled(state: Tensor, inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """The mean over what is no padding of token states (B, T, D), or over the pixels of maps (B, D, H, W), in float32.
+
+    For text a better judge of meaning than a classification token nobody trained yet. None for other states.
+    """
+    if state.ndim == 4:
+        return state.mean(dim=(2, 3)).float()
+    if state.ndim != 3:
+        return None
     mask_BT = inputs.get("attention_mask")
-    if not states or states[-1].ndim != 3 or mask_BT is None or mask_BT.shape != states[-1].shape[:2]:
-        return features_BD
-    mask_BT1 = mask_BT[:, :, None].to(states[-1].dtype)
-    return ((states[-1] * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1).clamp(min=1)).float()
+    if mask_BT is None or mask_BT.shape != state.shape[:2]:
+        return None if "input_ids" in inputs else state.mean(dim=1).float()
+    mask_BT1 = mask_BT[:, :, None].to(state.dtype)
+    return ((state * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1).clamp(min=1)).float()

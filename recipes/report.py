@@ -43,6 +43,9 @@ class ReportArguments:
     output_dir: str | None = field(default=None, metadata={"help": "Where to write; the run's folder by default."})
     batch_size: int = field(default=128, metadata={"help": "Samples a forward."})
     neighbours: int = field(default=10, metadata={"help": "Neighbours of a sample whose predictions are asked."})
+    frozen: bool = field(
+        default=False, metadata={"help": "Only classification layers were trained, not the encoder; a run tells."}
+    )
     page: bool = field(default=True, metadata={"help": "Write label_report.html and the charts."})
     page_megabytes: float = field(default=25.0, metadata={"help": "Size of the page, at most."})
     use_cpu: bool = field(default=False, metadata={"help": "Do not use an accelerator."})
@@ -91,7 +94,8 @@ def arguments_of(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         sys.exit(f"error: {folder} is no finished run of recipes/train.py ({RESULTS_NAME}: {error})")
     known = {entry.name for entry in fields(RunArguments)} | {"seed"}
-    return {name: value for name, value in recorded.items() if name in known}
+    own = {name: value for name, value in recorded.items() if name in known}
+    return {**own, "frozen": recorded.get("freeze") == "backbone"}
 
 
 def make(corpus: Corpus, run: RunArguments, options: ReportArguments) -> LabelReport:
@@ -105,7 +109,7 @@ def make(corpus: Corpus, run: RunArguments, options: ReportArguments) -> LabelRe
         seen.logits_NC,
         seen.features_ND,
         corpus.label_names,
-        general_features=seen.general_ND,
+        general_features=seen.general_ND if options.frozen else seen.middle_ND,
         ledger=pyarrow.parquet.read_table(ledger) if ledger is not None and ledger.is_file() else None,
         neighbours=options.neighbours,
         settings={"dataset": corpus.source, "model": run.model},
@@ -122,12 +126,16 @@ def observe(corpus: Corpus, run: RunArguments, options: ReportArguments, split: 
     device = torch.device("cuda" if torch.cuda.is_available() and not options.use_cpu else "cpu")
     model.to(device)
     data = prepare_corpus(corpus, processor, max_length=run.max_length)
-    seen = encode(model, ClassifierTap(model), getattr(data, split), data.collator, options.batch_size, device)
+    seen = encode(
+        model, ClassifierTap(model), getattr(data, split), data.collator, options.batch_size, device, middle=True
+    )
+    assert seen.middle_ND is not None
     return replace(
         seen,
         logits_NC=seen.logits_NC[:, order],
         features_ND=seen.features_ND.to(device),
         general_ND=seen.general_ND.to(device),
+        middle_ND=seen.middle_ND.to(device),
     )
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_models import VOCABULARY, tiny_batch, tiny_classifier
+from tiny_models import TEXT, VISION, VOCABULARY, tiny_batch, tiny_classifier
 from torch import nn
 
 from hf_clidmu.batches import FEATURES_COLUMN, CachedFeatures, IndexedDataset, SampleCollator
@@ -149,6 +149,46 @@ def test_an_image_model_is_encoded_by_the_inputs_of_its_last_layer():
     assert found.labels_N is None
     head = ClassifierTap(model).head
     torch.testing.assert_close(head(found.features_ND), expected_BC, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*TEXT, *VISION])
+def test_the_middle_is_the_mean_of_the_hidden_states_halfway_up(name):
+    model = tiny_classifier(name)
+    inputs, _ = tiny_batch(name)
+    data = [{key: values[row] for key, values in inputs.items()} for row in range(len(next(iter(inputs.values()))))]
+    arguments = (model, ClassifierTap(model), data, torch.utils.data.default_collate, len(data), CPU)
+    found, without = encode(*arguments, middle=True), encode(*arguments)
+    assert without.middle_ND is None
+    for one, other in zip(vars(found).values(), vars(without).values(), strict=True):
+        assert other is None or torch.equal(one, other)
+    with torch.no_grad(), evaluating(model):
+        states = model(**inputs, output_hidden_states=True).hidden_states
+    state = states[len(states) // 2]
+    if "attention_mask" in inputs:
+        expected = [rows[mask.bool()].mean(dim=0) for rows, mask in zip(state, inputs["attention_mask"], strict=True)]
+        expected_ND = torch.stack(expected)
+    else:
+        expected_ND = state.mean(dim=1) if state.ndim == 3 else state.flatten(2).mean(dim=2)
+    torch.testing.assert_close(found.middle_ND, expected_ND, rtol=1e-4, atol=1e-5)
+    assert not model._forward_hooks and not model._forward_pre_hooks  # those further in are the library's own
+
+
+def test_a_model_that_does_not_tell_its_middle_gives_its_features(monkeypatch):
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.classifier = nn.Linear(6, 4), nn.Linear(4, 3)
+
+        def forward(self, pixel_values):
+            return self.classifier(self.body(pixel_values).relu())
+
+    data = [{"pixel_values": torch.randn(6)} for _ in range(5)]
+    wrapper = tiny_classifier("timm:test_resnet")
+    monkeypatch.delattr(type(wrapper.timm_model), "forward_intermediates")
+    images = [{"pixel_values": torch.randn(3, 32, 32)} for _ in range(3)]
+    for model, samples in ((Plain(), data), (wrapper, images)):
+        found = encode(model, ClassifierTap(model), samples, torch.utils.data.default_collate, 2, CPU, middle=True)
+        assert torch.equal(found.middle_ND, found.features_ND)
 
 
 # ---- a backbone that is cut off --------------------------------------------------------------------------------------

@@ -111,9 +111,9 @@ def gather(
             compared there, which takes N * N * D multiplications.
         ledger: of the run that trained the model: [`hf_clidmu.ledger.Ledger.table`] or its Parquet file, read.
         neighbours: K.
-        general_features: (N, D') of the same samples, from below what was trained where something was frozen: features
-            that were trained on wrong labels know some of them by heart. `general_ND` of
-            [`hf_clidmu.precompute.encode`].
+        general_features: (N, D') of the same samples, which fewer labels have touched: features that were trained on
+            wrong labels know some of them by heart, those near the input fewer. Of [`hf_clidmu.precompute.encode`],
+            `general_ND` above a frozen encoder, `middle_ND` otherwise.
 
     Raises:
         ValueError: when the arguments are not of the same samples, labels are outside 0..C-1, or numbers are not

@@ -1,12 +1,12 @@
 """The label report: a table with one row per sample, and what it adds up to.
 
-    seen = encode(model, ClassifierTap(model), data.train, data.collator, 128, device)   # hf_clidmu.precompute
+    seen = encode(model, ClassifierTap(model), data.train, data.collator, 128, device, middle=True)  # .precompute
     report = label_report(
         labels,
         seen.logits_NC,
         seen.features_ND,
         label_names,
-        general_features=seen.general_ND,
+        general_features=seen.middle_ND,  # general_ND, if the encoder was frozen
         ledger=trainer.ledger.table(),
     )
     report.save("outputs/run")
@@ -157,8 +157,9 @@ def label_report(
         logits: (N, C) of any classifier of these classes, in evaluation mode, without augmentation.
         features: (N, D) inputs of its last layer, or other features of the same samples.
         label_names: class names in index order.
-        general_features: (N, D') from below what was trained, where something was frozen; see
-            [`hf_clidmu.report.gather`]. Without them, much noise above a frozen encoder is underestimated.
+        general_features: (N, D') of the same samples, from below what was trained or from the middle of the model; see
+            [`hf_clidmu.report.evidence.gather`]. Without them, the noise rate is underestimated where the model knows
+            labels by heart.
         ledger: of the run that trained the model, where there is one.
         neighbours: of each sample in CLID's feature graph.
         seed: of the labels that are made wrong for calibration, and of the resampling behind the intervals.
