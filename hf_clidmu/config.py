@@ -170,8 +170,9 @@ class CLIDMUConfig(TrainingArguments):
         cache_frozen (`bool`, *optional*, defaults to `True`):
             Compute the output of a frozen text backbone once and train from it.
         frozen_cache_dir (`str`, *optional*):
-            Folder that keeps those outputs between runs. What is found there is used only if every frozen weight and
-            every sample is the same. Nothing is kept without it.
+            Folder that keeps those outputs between runs, sample by sample: other labels, folds and subsets of the same
+            samples are not encoded again. What is found there is used only if every frozen weight is the same. Nothing
+            is kept without it.
         classifier_module (`str`, *optional*):
             Dotted name of the last layer, where it cannot be found.
 
