@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 _DIGEST_BYTES = 16
 
 # Of a model's configuration, what its frozen part does not depend on.
-_OF_LABELS = ("id2label", "label2id", "problem_type", "_name_or_path")
+_OTHER_SETTINGS = {
+    *("id2label", "label2id", "num_labels", "problem_type"),
+    *("_name_or_path", "architectures", "dtype", "transformers_version"),  # a run's model is loaded from its own folder
+}
 
 
 @dataclass
@@ -174,6 +177,6 @@ def _weights_digest(model: nn.Module, backbone: FrozenBackbone) -> str:
     cut = next(name for name, module in model.named_modules() if module is backbone.cut)
     config = getattr(model, "config", None)
     # Heads, activations, ...: not all of it is in the weights.
-    values = {} if config is None else {k: v for k, v in config.to_dict().items() if k not in _OF_LABELS}
+    values = {} if config is None else {k: v for k, v in config.to_dict().items() if k not in _OTHER_SETTINGS}
     digest.update(json.dumps([torch.__version__, cut, values], sort_keys=True, default=str).encode())
     return digest.hexdigest()[: 2 * _DIGEST_BYTES]

@@ -1,15 +1,16 @@
 """The datasets of a run as a frozen backbone sees them: each is encoded once, if there is such a backbone."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_clidmu.batches import Collator, IndexedDataset
+from hf_clidmu.batches import Collator, IndexedDataset, SampleCollator, evaluation_view, fetch, model_inputs
 from hf_clidmu.classifier import ClassifierTap, forked_random_state
 from hf_clidmu.encoding_cache import FrozenEncoding, encode_frozen
-from hf_clidmu.precompute import FrozenBackbone, encode
+from hf_clidmu.precompute import Encoded, FrozenBackbone, encode, freeze_parameters
 
 
 class Encodings:
@@ -61,3 +62,31 @@ class Encodings:
                 encoding = encode_frozen(self.model, self.tap, dataset, *self._how, self.backbone, self.folder)
             self._encoded[key] = (dataset, encoding)  # holding the dataset keeps its id
         return self._encoded[key][1]
+
+
+def encode_from_cache(
+    model: nn.Module,
+    tap: ClassifierTap,
+    dataset: Any,
+    collate: Collator,
+    batch_size: int,
+    device: torch.device,
+    folder: str | Path,
+) -> Encoded:
+    """[`hf_clidmu.precompute.encode`] of a model whose encoder is frozen, by what a folder has of it.
+
+    Args:
+        model: the bare classifier; what lies below its classification layers is frozen.
+        tap, dataset, collate, batch_size, device: as there.
+        folder: `frozen_cache_dir` of the runs that encoded these samples; what it lacks is computed, and added.
+    """
+    freeze_parameters(model, tap, "backbone")
+    collate = SampleCollator(collate)
+    inputs = model_inputs(collate(fetch(evaluation_view(dataset), [0])), device)
+    backbone = FrozenBackbone.find(model, tap, inputs)
+    if backbone is None:
+        return encode(model, tap, dataset, collate, batch_size, device)
+    found = encode_frozen(model, tap, dataset, collate, batch_size, device, backbone, folder)
+    with backbone.installed(model):
+        seen = encode(model, tap, found.dataset(), collate, batch_size, device)
+    return replace(seen, general_ND=found.general_ND)

@@ -28,6 +28,7 @@ from hf_clidmu import load_classifier, prepare_corpus
 from hf_clidmu.classifier import ClassifierTap
 from hf_clidmu.config import CLIDMUConfig
 from hf_clidmu.data import Corpus
+from hf_clidmu.encodings import encode_from_cache
 from hf_clidmu.precompute import Encoded, encode
 from hf_clidmu.report import LabelReport, label_report
 
@@ -45,6 +46,9 @@ class ReportArguments:
     neighbours: int = field(default=10, metadata={"help": "Neighbours of a sample whose predictions are asked."})
     frozen: bool = field(
         default=False, metadata={"help": "Only classification layers were trained, not the encoder; a run tells."}
+    )
+    frozen_cache_dir: str | None = field(
+        default=None, metadata={"help": "What a frozen encoder made of samples is read there; a run tells its own."}
     )
     page: bool = field(default=True, metadata={"help": "Write label_report.html and the charts."})
     page_megabytes: float = field(default=25.0, metadata={"help": "Size of the page, at most."})
@@ -95,7 +99,8 @@ def arguments_of(folder: Path) -> dict[str, Any]:
         sys.exit(f"error: {folder} is no finished run of recipes/train.py ({RESULTS_NAME}: {error})")
     known = {entry.name for entry in fields(RunArguments)} | {"seed"}
     own = {name: value for name, value in recorded.items() if name in known}
-    return {**own, "frozen": recorded.get("freeze") == "backbone"}
+    frozen = recorded.get("freeze") == "backbone"
+    return {**own, "frozen": frozen, "frozen_cache_dir": recorded.get("frozen_cache_dir")}
 
 
 def make(corpus: Corpus, run: RunArguments, options: ReportArguments) -> LabelReport:
@@ -109,7 +114,7 @@ def make(corpus: Corpus, run: RunArguments, options: ReportArguments) -> LabelRe
         seen.logits_NC,
         seen.features_ND,
         corpus.label_names,
-        general_features=seen.general_ND if options.frozen else seen.middle_ND,
+        general_features=seen.general_ND,
         ledger=pyarrow.parquet.read_table(ledger) if ledger is not None and ledger.is_file() else None,
         neighbours=options.neighbours,
         settings={"dataset": corpus.source, "model": run.model},
@@ -117,7 +122,10 @@ def make(corpus: Corpus, run: RunArguments, options: ReportArguments) -> LabelRe
 
 
 def observe(corpus: Corpus, run: RunArguments, options: ReportArguments, split: str = "train") -> Encoded:
-    """What the model makes of a split as it is, in one pass: classes in the corpus's order, features on its device."""
+    """What the model makes of a split as it is, in one pass: classes in the corpus's order, features on its device.
+
+    Its general features are those that know fewest labels by heart: below what was trained, or halfway up.
+    """
     name = expanded("model", run.model)
     order = class_order(name, corpus.label_names, run)
     model, processor = load_classifier(
@@ -126,16 +134,17 @@ def observe(corpus: Corpus, run: RunArguments, options: ReportArguments, split: 
     device = torch.device("cuda" if torch.cuda.is_available() and not options.use_cpu else "cpu")
     model.to(device)
     data = prepare_corpus(corpus, processor, max_length=run.max_length)
-    seen = encode(
-        model, ClassifierTap(model), getattr(data, split), data.collator, options.batch_size, device, middle=True
-    )
-    assert seen.middle_ND is not None
+    asked = (model, ClassifierTap(model), getattr(data, split), data.collator, options.batch_size, device)
+    if options.frozen and options.frozen_cache_dir:
+        seen = encode_from_cache(*asked, options.frozen_cache_dir)
+    else:
+        seen = encode(*asked, middle=not options.frozen)
+    general_ND = seen.general_ND if seen.middle_ND is None else seen.middle_ND
     return replace(
         seen,
         logits_NC=seen.logits_NC[:, order],
         features_ND=seen.features_ND.to(device),
-        general_ND=seen.general_ND.to(device),
-        middle_ND=seen.middle_ND.to(device),
+        general_ND=general_ND.to(device),
     )
 
 

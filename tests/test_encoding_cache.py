@@ -5,10 +5,13 @@ import logging
 import pytest
 import torch
 from test_precompute import CPU, found_backbone, pad, texts
+from tiny_models import tiny_batch, tiny_classifier
 
 from hf_clidmu import encoding_cache
 from hf_clidmu.batches import SampleCollator
+from hf_clidmu.classifier import ClassifierTap
 from hf_clidmu.encoding_cache import encode_frozen
+from hf_clidmu.encodings import encode_from_cache
 from hf_clidmu.precompute import encode, evaluating
 
 
@@ -124,3 +127,29 @@ def test_the_stored_dataset_runs_the_model(tmp_path):
         batch = pad([texts()[0], texts()[3]])
         expected_BC = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     torch.testing.assert_close(found_BC, expected_BC, rtol=1e-4, atol=1e-5)
+
+
+def test_a_whole_model_is_encoded_by_what_is_kept(tmp_path, computed):
+    kept(tmp_path)
+    model, tap, _, _ = found_backbone()
+    with torch.no_grad():
+        model.classifier.weight.mul_(2)  # what was trained since is no part of it
+    direct = encode(model, tap, texts(), pad, 4, CPU)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)  # as a model that was just loaded
+    for name, value in {"architectures": ["Other"], "id2label": dict(enumerate("vwxyz"))}.items():
+        setattr(model.config, name, value)
+    found = encode_from_cache(model, tap, texts(), pad, 4, CPU, tmp_path)
+    assert computed == [None]
+    for name in ("features_ND", "logits_NC", "general_ND", "labels_N"):
+        torch.testing.assert_close(getattr(found, name), getattr(direct, name), rtol=1e-4, atol=1e-5)
+
+
+def test_where_nothing_can_be_kept_the_model_is_encoded_as_ever(tmp_path):
+    model = tiny_classifier("timm:test_resnet")
+    inputs, _ = tiny_batch("timm:test_resnet", 3)
+    data = [{"pixel_values": values} for values in inputs["pixel_values"]]
+    arguments = (model, ClassifierTap(model), data, torch.utils.data.default_collate, 2, CPU)
+    found, direct = encode_from_cache(*arguments, tmp_path), encode(*arguments)
+    assert torch.equal(found.logits_NC, direct.logits_NC)
+    assert not list(tmp_path.iterdir())

@@ -81,6 +81,31 @@ def test_a_run_brings_corpus_noise_and_ledger_along(bert_folder, corpus_file):
     assert written == kinds | {f"label_report_{name}.png" for name in ("confusions", "histogram", "curves")}
 
 
+def test_a_run_above_a_frozen_encoder_is_reported_on_without_the_encoder(bert_folder, corpus_file, tmp_path):
+    folder, _ = bert_folder
+    given = {"model": folder, "dataset": corpus_file, "freeze": "backbone", "frozen_cache_dir": tmp_path / "kept"}
+    given |= {"output_dir": tmp_path / "run", "max_steps": 2, "use_cpu": True, "max_length": 16}
+    recipe("train").main([word for name, value in given.items() for word in (f"--{name}", str(value))])
+    kept = sorted((tmp_path / "kept").iterdir())
+    words = [str(tmp_path / "run"), "--use_cpu=true", "--page=false", "--neighbours=3"]
+    report = report_recipe.main(words)
+    assert sorted((tmp_path / "kept").iterdir()) == kept  # nothing had to be added
+    again = report_recipe.main([*words, "--frozen_cache_dir", str(tmp_path / "elsewhere")])
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 1
+    for name in ("p_wrong", "self_confidence", "linear_confidence"):
+        np.testing.assert_allclose(again.table[name], report.table[name], rtol=1e-3, atol=1e-5)
+    options, run = report_recipe.parse(words)
+    seen = report_recipe.observe(report_recipe.load(run, options), run, options)
+    options.frozen_cache_dir = None
+    plain = report_recipe.observe(report_recipe.load(run, options), run, options)
+    np.testing.assert_allclose(seen.logits_NC, plain.logits_NC, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(seen.general_ND, plain.general_ND, rtol=1e-3, atol=1e-5)
+    options.frozen = False  # as a model that trained throughout: its general features are those halfway up
+    trained = report_recipe.observe(report_recipe.load(run, options), run, options)
+    assert plain.middle_ND is None and trained.middle_ND is not None
+    np.testing.assert_array_equal(trained.general_ND, trained.middle_ND)
+
+
 def test_what_cannot_be_reported_on_is_a_clean_error(bert_folder, corpus_file, tmp_path):
     folder, _ = bert_folder
     given = ["--dataset", str(corpus_file), "--output_dir", str(tmp_path / "out"), "--page", "false"]
