@@ -87,7 +87,7 @@ def encode_frozen(
         cache.keep(sample_NK[missing], fresh)
         for name, values in fresh.items():
             found[name][missing] = values
-    labels = [labels_of(collate(samples[at : at + batch_size])) for at in range(0, len(samples), batch_size)]
+    labels = [labels_of(collate(list(samples[at : at + batch_size]))) for at in range(0, len(samples), batch_size)]
     known = [labels_B for labels_B in labels if labels_B is not None]
     return FrozenEncoding(**found, labels_N=torch.cat(known) if known else None)
 

@@ -10,6 +10,7 @@ Shape suffixes: N samples, B batch, T tokens, D features.
 import inspect
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -256,9 +257,6 @@ def _keeps_shape(args: tuple, output: Any) -> bool:
     return bool(args) and isinstance(args[0], Tensor) and isinstance(output, Tensor) and args[0].shape == output.shape
 
 
-_COLUMNS = ("features", "logits", "general", "cut", "labels", "middle")  # of Encoded, in its order
-
-
 @torch.no_grad()
 def encode(
     model: nn.Module,
@@ -294,7 +292,7 @@ def encode(
     samples = fetch(dataset, rows)
     lengths = [len(sample["input_ids"]) if "input_ids" in sample else 0 for sample in samples]
     order = sorted(range(len(rows)), key=lengths.__getitem__)  # similar lengths together: little padding
-    columns: dict[str, list[Tensor]] = {name: [] for name in _COLUMNS}
+    columns: dict[str, list[Tensor]] = defaultdict(list)
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             batch = collate([samples[i] for i in order[start : start + batch_size]])
@@ -318,9 +316,15 @@ def encode(
                 columns["middle"].append((output.features_BD if middle_BD is None else middle_BD).cpu())
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))
-    whole = {name: torch.cat(parts)[back] if parts else None for name, parts in columns.items()}
-    assert whole["features"] is not None and whole["logits"] is not None and whole["general"] is not None
-    return Encoded(*whole.values())
+    whole = {name: torch.cat(parts)[back] for name, parts in columns.items() if parts}
+    return Encoded(
+        features_ND=whole["features"],
+        logits_NC=whole["logits"],
+        general_ND=whole["general"],
+        cut_ND=whole.get("cut"),
+        labels_N=whole.get("labels"),
+        middle_ND=whole.get("middle"),
+    )
 
 
 @dataclass
