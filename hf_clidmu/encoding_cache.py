@@ -65,31 +65,26 @@ def encode_frozen(
         folder: where encodings are kept between runs, or None.
     """
 
-    def compute(rows: list[int] | None = None) -> FrozenEncoding:
-        encoded = encode(model, tap, dataset, collate, batch_size, device, backbone, rows)
-        assert encoded.cut_ND is not None
-        return FrozenEncoding(encoded.cut_ND, encoded.general_ND, encoded.labels_N)
-
     view = evaluation_view(dataset)
+    how = (model, tap, dataset, collate, batch_size, device, backbone)
     if folder is None or len(view) == 0:
-        return compute()
+        whole = encode(*how)
+        assert whole.cut_ND is not None
+        return FrozenEncoding(whole.cut_ND, whole.general_ND, whole.labels_N)
     samples = fetch(view, list(range(len(view))))
     cache = EncodingCache(folder, _weights_digest(model, backbone))
     sample_NK = torch.tensor([list(_sample_digest(sample)) for sample in samples], dtype=torch.uint8)
-    found, missing = cache.find(sample_NK)
-    if len(missing) == len(samples):
-        encoding = compute()
-        cache.keep(sample_NK, {"cut_ND": encoding.cut_ND, "general_ND": encoding.general_ND})
-        return encoding
+    kept, missing = cache.find(sample_NK)
     if missing:
-        encoding = compute(missing)
-        fresh = {"cut_ND": encoding.cut_ND, "general_ND": encoding.general_ND}
-        cache.keep(sample_NK[missing], fresh)
-        for name, values in fresh.items():
-            found[name][missing] = values
+        fresh = encode(*how, rows=missing)
+        assert fresh.cut_ND is not None
+        encoded = {"cut_ND": fresh.cut_ND, "general_ND": fresh.general_ND}
+        cache.keep(sample_NK[missing], encoded)
+        for name, values in encoded.items():
+            kept.setdefault(name, values.new_empty((len(samples), values.shape[1])))[missing] = values
     labels = [labels_of(collate(list(samples[at : at + batch_size]))) for at in range(0, len(samples), batch_size)]
     known = [labels_B for labels_B in labels if labels_B is not None]
-    return FrozenEncoding(**found, labels_N=torch.cat(known) if known else None)
+    return FrozenEncoding(**kept, labels_N=torch.cat(known) if known else None)
 
 
 class EncodingCache:
@@ -114,10 +109,13 @@ class EncodingCache:
         for path in [own, *(path for path in others if path != own)]:
             if not missing:
                 break
-            for name, values, rows, there in self._read(path, missing):
-                if name not in found:
-                    found[name] = values.new_empty((len(sample_NK), values.shape[1]))
-                found[name][rows] = values[there]
+            digests, encoded = self._read(path)
+            told = [(row, place) for place, digest in enumerate(digests) for row in missing.pop(digest, ())]
+            if told:
+                rows, places = (list(column) for column in zip(*told, strict=True))
+                for name, values in encoded.items():
+                    whole = found.setdefault(name, values.new_empty((len(sample_NK), values.shape[1])))
+                    whole[rows] = values[places]
         return found, sorted(row for rows in missing.values() for row in rows)
 
     def keep(self, sample_NK: Tensor, encoded: Mapping[str, Tensor]) -> None:
@@ -134,25 +132,19 @@ class EncodingCache:
         name = hashlib.sha256(sample_NK.numpy().tobytes()).hexdigest()[: 2 * _DIGEST_BYTES]
         return self.folder / f"{self.weights}-{name}.safetensors"
 
-    def _read(self, path: Path, missing: dict[bytes, list[int]]) -> list[tuple[str, Tensor, list[int], list[int]]]:
-        """Of each tensor in a file: its name, itself, the rows that it tells and where; they are missing no more."""
+    def _read(self, path: Path) -> tuple[list[bytes], dict[str, Tensor]]:
+        """Digests of the samples in a file, and their encodings; nothing where there is none that can be read."""
         if not path.is_file():
-            return []
+            return [], {}
         try:
             kept = read_tensors(path)
-            sample_NK, values = kept.pop("sample_NK"), [(name, kept[name]) for name in ("cut_ND", "general_ND")]
-            if any(tensor.ndim != 2 or len(tensor) != len(sample_NK) for _, tensor in values):
-                raise ValueError("its rows do not fit together")
+            shapes = {name: tuple(kept[name].shape) for name in ("sample_NK", "cut_ND", "general_ND")}
+            if any(len(shape) != 2 or shape[0] != len(kept["sample_NK"]) for shape in shapes.values()):
+                raise ValueError(f"its rows do not fit together: {shapes}")
         except (ValueError, KeyError) as error:
             logger.warning("The kept encoding %s cannot be read (%s): it is computed anew.", path, error)
-            return []
-        rows: list[int] = []
-        there: list[int] = []
-        for place, digest in enumerate(_rows(sample_NK)):
-            for row in missing.pop(digest, ()):
-                rows.append(row)
-                there.append(place)
-        return [(name, tensor, rows, there) for name, tensor in values] if rows else []
+            return [], {}
+        return _rows(kept["sample_NK"]), {name: kept[name] for name in ("cut_ND", "general_ND")}
 
 
 def _rows(sample_NK: Tensor) -> list[bytes]:

@@ -15,14 +15,18 @@ from hf_clidmu.encodings import encode_from_cache
 from hf_clidmu.precompute import encode, evaluating
 
 
+ALL = list(range(9))
+
+
 @pytest.fixture
 def computed(monkeypatch):
-    """Rows that were computed, call by call; None stands for all."""
+    """Rows that a cache had to have computed, call by call."""
     calls = []
 
-    def counting(*arguments):
-        calls.append(arguments[-1])
-        return encode(*arguments)
+    def counting(*arguments, rows=None):
+        if rows is not None:  # None: there is no cache
+            calls.append(rows)
+        return encode(*arguments, rows=rows)
 
     monkeypatch.setattr(encoding_cache, "encode", counting)
     return calls
@@ -38,10 +42,15 @@ def kept(folder, data=None, moved=0.0, **config):
     return encode_frozen(model, tap, data, SampleCollator(pad), 4, CPU, backbone, folder)
 
 
+def encode_anew(data):
+    model, tap, _, backbone = found_backbone()
+    return encode_frozen(model, tap, data, SampleCollator(pad), 4, CPU, backbone)
+
+
 def test_an_encoding_is_kept_and_read_again(tmp_path, computed):
     first = kept(tmp_path)
     again = kept(tmp_path)
-    assert computed == [None]
+    assert computed == [ALL]
     assert len(list(tmp_path.iterdir())) == 1
     for name in ("cut_ND", "general_ND", "labels_N"):
         assert torch.equal(getattr(first, name), getattr(again, name))
@@ -52,13 +61,13 @@ def test_other_labels_orders_and_parts_of_known_samples_cost_nothing(tmp_path, c
     order = [7, 2, 2, 5]
     changed = [{**texts()[row], "labels": 4} for row in order]
     found = kept(tmp_path, changed)
-    assert computed == [None]
+    assert computed == [ALL]
     assert torch.equal(found.cut_ND, first.cut_ND[order]) and torch.equal(found.general_ND, first.general_ND[order])
     assert found.labels_N.tolist() == [4] * 4
     unlabelled = kept(tmp_path, [{"input_ids": sample["input_ids"]} for sample in texts()])
     assert unlabelled.labels_N is None and torch.equal(unlabelled.cut_ND, first.cut_ND)
     named = kept(tmp_path, label2id={"a": 0, "b": 1, "c": 2, "d": 3, "e": 4})
-    assert computed == [None] and torch.equal(named.cut_ND, first.cut_ND)
+    assert computed == [ALL] and torch.equal(named.cut_ND, first.cut_ND)
 
 
 def test_only_new_samples_are_computed_and_all_are_right(tmp_path, computed):
@@ -66,14 +75,14 @@ def test_only_new_samples_are_computed_and_all_are_right(tmp_path, computed):
     kept(tmp_path, old)
     mixed = [old[4], new[0], old[1], new[3]]
     found = kept(tmp_path, mixed)
-    assert computed == [None, [1, 3]]
+    assert computed == [list(range(6)), [1, 3]]
     assert len(list(tmp_path.iterdir())) == 2
-    alone = kept(None, mixed)
+    alone = encode_anew(mixed)
     torch.testing.assert_close(found.cut_ND, alone.cut_ND, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.general_ND, alone.general_ND, rtol=1e-4, atol=1e-5)
     assert torch.equal(found.labels_N, alone.labels_N)
     kept(tmp_path, [*old, new[0], new[3]])
-    assert computed == [None, [1, 3], None]  # the last of all: without a folder, nothing was kept
+    assert len(computed) == 2
 
 
 def test_other_weights_and_settings_are_encoded_anew(tmp_path, computed):
@@ -81,7 +90,7 @@ def test_other_weights_and_settings_are_encoded_anew(tmp_path, computed):
     moved = kept(tmp_path, moved=1e-2)
     assert not torch.equal(first.cut_ND, moved.cut_ND)
     kept(tmp_path, hidden_act="relu")
-    assert computed == [None] * 3
+    assert computed == [ALL] * 3
 
 
 @pytest.mark.parametrize("damage", ["cut short", "rows lost", "a tensor lost"])
@@ -102,7 +111,7 @@ def test_a_broken_file_is_replaced(tmp_path, caplog, computed, damage):
         again = kept(tmp_path)
     assert "computed anew" in caplog.text
     assert torch.equal(first.cut_ND, again.cut_ND) and path.stat().st_size == size
-    assert computed == [None, None]
+    assert computed == [ALL, ALL]
 
 
 def test_a_full_disk_is_a_warning(tmp_path, caplog, monkeypatch):
@@ -113,7 +122,7 @@ def test_a_full_disk_is_a_warning(tmp_path, caplog, monkeypatch):
     with caplog.at_level(logging.WARNING):
         found = kept(tmp_path)
     assert "could not be kept" in caplog.text
-    assert torch.equal(found.cut_ND, kept(None).cut_ND)
+    assert torch.equal(found.cut_ND, encode_anew(texts()).cut_ND)
 
 
 def test_the_stored_dataset_runs_the_model(tmp_path):
@@ -140,7 +149,7 @@ def test_a_whole_model_is_encoded_by_what_is_kept(tmp_path, computed):
     for name, value in {"architectures": ["Other"], "id2label": dict(enumerate("vwxyz"))}.items():
         setattr(model.config, name, value)
     found = encode_from_cache(model, tap, texts(), pad, 4, CPU, tmp_path)
-    assert computed == [None]
+    assert computed == [ALL]
     for name in ("features_ND", "logits_NC", "general_ND", "labels_N"):
         torch.testing.assert_close(getattr(found, name), getattr(direct, name), rtol=1e-4, atol=1e-5)
 
