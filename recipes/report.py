@@ -206,6 +206,7 @@ def told(report: LabelReport, folder: Path, seconds: float) -> str:
     lines = [
         f"estimated noise rate  {100 * rate.value:.1f} % "
         f"(95 % interval {100 * rate.low:.1f} % to {100 * rate.high:.1f} %)",
+        f"contradicted labels   {100 * report.contradicted:.1f} % (by the model, which errs, too)",
         f"labels called wrong   {int(table['is_label_issue'].sum()):,} of {len(table):,}: "
         f"{counts.get('relabel', 0):,} to relabel, {counts.get('review', 0):,} to review",
         *(f"doubt                 {doubt}" for doubt in report.doubts),
