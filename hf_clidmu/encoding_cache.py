@@ -64,7 +64,6 @@ def encode_frozen(
         model, tap, dataset, collate, batch_size, device, backbone: as in [`hf_clidmu.precompute.encode`].
         folder: where encodings are kept between runs, or None.
     """
-
     view = evaluation_view(dataset)
     how = (model, tap, dataset, collate, batch_size, device, backbone)
     if folder is None or len(view) == 0:

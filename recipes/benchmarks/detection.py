@@ -107,17 +107,19 @@ def run_cell(given: dict[str, Any], place: Path) -> dict[str, Any]:
 
 
 def run(given: dict[str, Any], folder: Path) -> tuple[dict[str, Any], float]:
-    """Results of one run of recipes/train.py, and the seconds it took; one that is there is not run again."""
+    """Results of one run of recipes/train.py, and the seconds it took; the same run is not run again."""
+    given = {"track_test": False, **given, "output_dir": folder, "disable_tqdm": True, "overwrite": True}
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     finished = folder / FINISHED
     if finished.exists():
         record = json.loads(finished.read_text(encoding="utf8"))
-        return record["results"], record["seconds"]
-    given = {"track_test": False, **given, "output_dir": folder, "disable_tqdm": True, "overwrite": True}
+        if record["words"] == words:
+            return record["results"], record["seconds"]
     started = time.perf_counter()
-    results = train.main([word for name, value in given.items() for word in (f"--{name}", str(value))])
-    record = {"results": results, "seconds": time.perf_counter() - started}
-    write_json(finished, record)
-    return record["results"], record["seconds"]
+    results = train.main(words)
+    seconds = time.perf_counter() - started
+    write_json(finished, {"words": words, "results": results, "seconds": seconds})
+    return results, seconds
 
 
 def run_on(rows: Any, test: Any, given: dict[str, Any], folder: Path) -> tuple[dict[str, Any], float]:

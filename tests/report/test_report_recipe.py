@@ -123,6 +123,16 @@ def test_what_cannot_be_reported_on_is_a_clean_error(bert_folder, corpus_file, t
         report_recipe.main(["--model", str(tmp_path / "nothing"), *given])
 
 
+def test_the_detection_benchmark_takes_up_the_same_run_and_no_other(tmp_path, monkeypatch):
+    detection = recipe("detection", "benchmarks")
+    ran = []
+    monkeypatch.setattr(detection.train, "main", lambda words: ran.append(words) or {"run": len(ran)})
+    first = detection.run({"seed": 1}, tmp_path)
+    assert detection.run({"seed": 1}, tmp_path) == first
+    assert len(ran) == 1
+    assert detection.run({"seed": 2}, tmp_path)[0] == {"run": 2}
+
+
 def test_the_detection_benchmark_scores_and_tabulates():
     detection = recipe("detection", "benchmarks")
     wrong_N = np.array([True, True, False, False])
