@@ -204,10 +204,17 @@ def evaluation_view(dataset: Any) -> Any:
     return dataset.evaluation_view() if hasattr(dataset, "evaluation_view") else dataset
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`, without waiting for what a GPU has yet to do, as a copy from pageable memory would."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # itself, if it is pinned already
+    return tensor.to(device, non_blocking=True)
+
+
 def model_inputs(batch: Mapping[str, Any], device: torch.device | None = None) -> dict[str, Tensor]:
     """What of a batch a forward may see: no label, no index. On `device`, if one is given."""
     inputs = {key: value for key, value in batch.items() if key not in (*LABEL_NAMES, INDEX_COLUMN)}
-    return inputs if device is None else {key: value.to(device, non_blocking=True) for key, value in inputs.items()}
+    return inputs if device is None else {key: sent(value, device) for key, value in inputs.items()}
 
 
 def labels_of(batch: Mapping[str, Any]) -> Tensor | None:
@@ -263,6 +270,7 @@ class MetaBatches:
         seed: of rows and draws; the order of batches depends on nothing else.
         num_workers: worker processes that load samples.
         process, num_processes: see [`RandomRows`]; each training process gets other rows of one large batch.
+        pin_memory: load batches into memory from which a GPU can fetch them meanwhile.
 
     Raises:
         ValueError: when the dataset is empty or smaller than `size`.
@@ -278,6 +286,7 @@ class MetaBatches:
         num_workers: int = 0,
         process: int = 0,
         num_processes: int = 1,
+        pin_memory: bool = False,
     ):
         self.dataset = evaluation_view(dataset)
         self.rows = random_rows(len(self.dataset), size, seed, "meta_size")
@@ -286,6 +295,7 @@ class MetaBatches:
         self.seed = seed
         self.num_workers = num_workers
         self.place = (process, num_processes)
+        self.pin_memory = pin_memory
         self._next = -1
         self._batches: Iterator[dict[str, Any]] = iter(())
 
@@ -302,6 +312,7 @@ class MetaBatches:
                 batch_sampler=sampler,
                 collate_fn=self.collate,
                 num_workers=self.num_workers,
+                pin_memory=self.pin_memory,
                 generator=torch.Generator().manual_seed(self.seed),  # else workers take theirs from the global state
             )
             self._batches, self._next = iter(loader), number

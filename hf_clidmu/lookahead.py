@@ -473,7 +473,9 @@ class LookAhead:
                 raise ValueError("preconditioner='adam' needs an optimiser of Adam's family; use preconditioner='none'")
             moments = state.get(parameter, {})
             if "exp_avg_sq" in moments:
-                second = read(moments["exp_avg_sq"]) / (1 - group["betas"][1] ** float(moments["step"]))
+                # Where the optimiser counts its steps on a GPU, the count stays there: reading it would wait.
+                steps = torch.as_tensor(moments["step"], dtype=torch.float64)
+                second = read(moments["exp_avg_sq"]) / (1 - group["betas"][1] ** steps)
             else:  # before the first step: Adam's own estimate after it would be this gradient's square
                 second = gradient.detach() ** 2
             diagonal.append(1 / (second.to(gradient.dtype).sqrt() + group["eps"]))

@@ -25,6 +25,7 @@ from hf_clidmu.batches import (
     labels_of,
     model_inputs,
     random_rows,
+    sent,
 )
 from hf_clidmu.classifier import ClassifierTap, forked_random_state, model_logits
 from hf_clidmu.config import HEAD_LEARNING_RATE, CLIDMUConfig, refuse_unsupported
@@ -236,7 +237,7 @@ class CLIDMUTrainer(PublishingTrainer):
         labels_M = labels_of(raw) if self.lookahead.objective.needs_labels else None
         return MetaBatch(
             inputs=model_inputs(raw, self.args.device),
-            labels_M=None if labels_M is None else labels_M.to(self.args.device),
+            labels_M=None if labels_M is None else sent(labels_M, self.args.device),
             judge_features_MD=self._judge_features(raw.get(INDEX_COLUMN)),
             seed=derive_seed(self.args.seed, _MASKS, number, self.args.process_index),
         )
@@ -244,7 +245,7 @@ class CLIDMUTrainer(PublishingTrainer):
     def _judge_features(self, index_M: Tensor | None) -> Tensor | None:
         if self._judge_table is None or index_M is None:
             return None
-        return self._judge_table.lookup(index_M).to(self.args.device)
+        return sent(self._judge_table.lookup(index_M), self.args.device)
 
     def _draws(self, purpose: int) -> torch.Generator:
         """Random numbers of the weighting: a function of seed and step, so that a resumed run repeats them."""
@@ -407,6 +408,7 @@ class CLIDMUTrainer(PublishingTrainer):
                 workers,
                 self.processes.index,
                 self.processes.count,
+                self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             )
             rows = self.meta_batches.rows
         if self._by_pretrained(config.objective_features):

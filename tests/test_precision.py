@@ -32,30 +32,34 @@ def classifier(name):
     return tiny_classifier(name, **(WIDE if name == "bert" else {})).eval()
 
 
-def casting(model, dtype):
+def casting(model, dtype, device="cpu"):
     """A model whose forward casts to a dtype inside of itself, as accelerate prepares it."""
-    model.forward = MethodType(torch.autocast("cpu", dtype)(model.forward.__func__), model)
+    model.forward = MethodType(torch.autocast(device, dtype)(model.forward.__func__), model)
     model.forward = MethodType(convert_outputs_to_fp32(model.forward.__func__), model)
     return model
 
 
-def look(name, model, scope, tangent="auto", objective=None, **options):
+def on(device, values):
+    return {name: value.to(device) for name, value in values.items()}
+
+
+def look(name, model, scope, tangent="auto", objective=None, device="cpu", **options):
     """The logit tangent and the weighting's gradient of one look-ahead, each as one vector."""
-    tap = ClassifierTap(model)
+    tap = ClassifierTap(model.to(device))
     torch.manual_seed(0)
-    weighting = VRI(tap.num_labels, tap.feature_size)
+    weighting = VRI(tap.num_labels, tap.feature_size).to(device)
     lookahead = LookAhead(tap, objective or get_objective("clid", detach_normaliser=False), scope, tangent, **options)
     inputs, labels_B = tiny_batch(name, 16, seed=1)
-    meta, _ = tiny_batch(name, 16, seed=2)
+    inputs, (meta, _) = on(device, inputs), tiny_batch(name, 16, seed=2)
     output = tap.forward(model, inputs, remember_random_state=True)
-    noise_BC = torch.randn(16, NUM_LABELS, generator=torch.Generator().manual_seed(3))
-    batch = WeightingBatch(output.logits_BC, output.features_BD, labels_B, noise_BC=noise_BC)
+    noise_BC = torch.randn(16, NUM_LABELS, generator=torch.Generator().manual_seed(3)).to(device)
+    batch = WeightingBatch(output.logits_BC, output.features_BD, labels_B.to(device), noise_BC=noise_BC)
     gradient_BC = weighting.loss_gradient(batch)
-    judged = lookahead(model, inputs, output, gradient_BC.detach(), MetaBatch(meta), 0.1)
+    judged = lookahead(model, inputs, output, gradient_BC.detach(), MetaBatch(on(device, meta)), 0.1)
     found = weighting.hypergradient(batch, gradient_BC, judged.logit_tangent_BC, 0.1)
     assert output.logits_BC.dtype == judged.meta_loss.dtype == judged.logit_tangent_BC.dtype == torch.float32
     assert all(gradient.dtype == torch.float32 for gradient in found)
-    return judged.logit_tangent_BC.flatten(), torch.cat([gradient.flatten() for gradient in found])
+    return judged.logit_tangent_BC.flatten().cpu(), torch.cat([gradient.flatten() for gradient in found]).cpu()
 
 
 def assert_close(got, want, cosine=0.99, length=0.05):
