@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -61,7 +62,10 @@ def private_buffers(module: nn.Module) -> Iterator[None]:
     originals = [
         (owner, name, buffer) for owner in owners for name, buffer in owner._buffers.items() if buffer is not None
     ]
-    copies = {id(buffer): buffer.clone() for _, _, buffer in originals}
+    shared = {id(buffer): buffer for _, _, buffer in originals}
+    copies = {key: torch.empty_like(buffer) for key, buffer in shared.items()}
+    if copies:  # in one kernel a type, where there may be hundreds
+        torch._foreach_copy_(list(copies.values()), list(shared.values()))
     try:
         for owner, name, buffer in originals:
             owner._buffers[name] = copies[id(buffer)]

@@ -8,6 +8,7 @@ Shape suffixes: B samples of the training batch, C classes.
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -46,9 +47,10 @@ class Guard:
         self.is_broken = False
         self._bad_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
-        self._broken = torch.zeros((), dtype=torch.bool, device=device)
+        self._holds = torch.ones((), dtype=torch.bool, device=device)  # until the weighting is left out
         self._meta_is_usable: Tensor | None = None
         self._loss_is_usable: Tensor | None = None
+        self._chosen: Tensor | None = None
 
     def screen(
         self, meta_loss: Tensor, logit_tangent_BC: Tensor, optimizer: torch.optim.Optimizer | None
@@ -58,14 +60,14 @@ class Guard:
         The weighting's optimiser takes no step where something was not finite; an optimiser that is not fused cannot
         be told, and gets gradients of zero.
         """
-        finite = torch.isfinite(meta_loss) & torch.isfinite(logit_tangent_BC).all() & ~self._broken
+        finite = _is_finite(meta_loss, logit_tangent_BC) & self._holds
         self._meta_is_usable = usable_so_far = self.processes.everywhere(finite)
 
         def averaged(gradients: list[Tensor]) -> list[Tensor]:
             gradients = self.processes.average(gradients)
             usable = usable_so_far
-            if gradients:  # a sum is not finite where any part of it is not
-                usable = usable & torch.isfinite(torch.stack([gradient.sum() for gradient in gradients]).sum())
+            if gradients:
+                usable = usable & _is_finite(torch.stack(torch._foreach_norm(gradients)))
             self._meta_is_usable = usable
             if optimizer is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
                 fused: Any = optimizer
@@ -95,9 +97,8 @@ class Guard:
             (gradient_BC,) = torch.autograd.grad(loss, at_BC)
             plain = F.cross_entropy(at_BC, batch.labels_B)
             (plain_BC,) = torch.autograd.grad(plain, at_BC)
-        usable = torch.isfinite(loss.detach()) & torch.isfinite(gradient_BC).all()
-        self._loss_is_usable = self.processes.everywhere(usable)
-        chosen = self._loss_is_usable & ~self._broken
+        self._loss_is_usable = self.processes.everywhere(_is_finite(loss.detach(), gradient_BC))
+        self._chosen = chosen = self._loss_is_usable & self._holds
         value = torch.where(chosen, loss.detach(), plain.detach())
         return _Attached.apply(logits_BC, value, torch.where(chosen, gradient_BC, plain_BC)), weight_B
 
@@ -105,9 +106,9 @@ class Guard:
         """The weights that the loss really had: all one where cross-entropy took its place."""
         if self.is_broken:
             return torch.ones_like(weight_B)
-        if self._loss_is_usable is None:
+        if self._chosen is None:
             return weight_B
-        return torch.where(self._loss_is_usable & ~self._broken, weight_B, torch.ones_like(weight_B))
+        return torch.where(self._chosen, weight_B, torch.ones_like(weight_B))
 
     def count(self, weight_B: Tensor) -> None:
         """Close a step: was it a bad one?
@@ -116,20 +117,19 @@ class Guard:
             weight_B: how much each label counted, of all processes.
         """
         total = weight_B.sum()
-        collapsed = ~(total > torch.finfo(weight_B.dtype).tiny)
+        good = total > torch.finfo(weight_B.dtype).tiny
         if len(weight_B) >= _MINIMUM_BATCH:
-            collapsed = collapsed | (weight_B.max() > _ALL_OF_IT * total)
-        bad = collapsed if self._loss_is_usable is None else collapsed | ~self._loss_is_usable
-        good = ~bad
+            good = good & (weight_B.max() <= _ALL_OF_IT * total)
+        if self._loss_is_usable is not None:
+            good = good & self._loss_is_usable
         if self._meta_is_usable is not None:
-            self._skipped += ~self._meta_is_usable & ~self._broken
-            bad, good = bad | ~self._meta_is_usable, good & self._meta_is_usable
+            self._skipped += ~self._meta_is_usable & self._holds
+            good = good & self._meta_is_usable
+            self._bad_in_a_row = torch.where(good, torch.zeros_like(self._bad_in_a_row), self._bad_in_a_row + 1)
         else:  # a step without a meta step is no sign that the meta step works again
-            good = torch.zeros_like(good)
-        counted = torch.where(good, torch.zeros_like(self._bad_in_a_row), self._bad_in_a_row + bad)
-        self._bad_in_a_row = torch.where(self._broken, self._bad_in_a_row, counted)
-        self._broken = self._broken | (self._bad_in_a_row >= self.patience)
-        self._meta_is_usable = self._loss_is_usable = None
+            self._bad_in_a_row = self._bad_in_a_row + ~good
+        self._holds = self._holds & (self._bad_in_a_row < self.patience)
+        self._meta_is_usable = self._loss_is_usable = self._chosen = None
 
     def look(self, step: int) -> int:
         """How many meta steps were skipped since the last call; this waits for the device.
@@ -138,7 +138,7 @@ class Guard:
         """
         skipped = int(self._skipped)
         self._skipped.zero_()
-        if not self.is_broken and bool(self._broken):
+        if not self.is_broken and not bool(self._holds):
             self.is_broken = True
             logger.warning(
                 "The weighting is left out, and every label counts the same from here on (seen at step %d): for %d "
@@ -152,7 +152,7 @@ class Guard:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The counts as tensors, for a checkpoint."""
-        numbers = [self._bad_in_a_row, self._skipped, self._broken.long()]
+        numbers = [self._bad_in_a_row, self._skipped, (~self._holds).long()]
         return {"counts": torch.stack([number.cpu() for number in numbers])}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -166,7 +166,16 @@ class Guard:
             raise ValueError("the saved counts of skipped steps are no three whole numbers")
         self._bad_in_a_row.fill_(counts[0])
         self._skipped.fill_(counts[1])
-        self._broken.fill_(counts[2] > 0)
+        self._holds.fill_(counts[2] == 0)
+
+
+def _is_finite(*parts: Tensor) -> Tensor:
+    """Whether all numbers of all parts are finite, (): their sum is not where any of them is not.
+
+    `torch.isfinite` takes four kernels a tensor; this is done several times in every step.
+    """
+    total = reduce(torch.add, (part.sum() if part.ndim else part for part in parts))
+    return total - total == 0
 
 
 class _Attached(torch.autograd.Function):

@@ -84,15 +84,26 @@ def test_a_run_in_mixed_precision_follows_the_one_in_float32(half, scope, tangen
 
 
 class NeverWaits(CLIDMUTrainer):
-    """Any wait for the GPU in a step is an error, from the second step on: the first builds what is kept."""
+    """Any wait for the GPU in a step is an error, from the second step on: the first builds what is kept.
+
+    But in the model itself: transformers looks at the values of attention masks.
+    """
+
+    def __init__(self, model, *args, **kwargs):
+        super().__init__(model, *args, **kwargs)
+        self.mode = "default"
+        model.register_forward_pre_hook(lambda *_: torch.cuda.set_sync_debug_mode("default"))
+        model.register_forward_hook(lambda *_: torch.cuda.set_sync_debug_mode(self.mode))
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         inputs = {name: value.to(self.args.device) for name, value in inputs.items()}  # a plain Trainer waits here, too
-        torch.cuda.set_sync_debug_mode("error" if self.state.global_step else "default")
+        self.mode = "error" if self.state.global_step else "default"
+        torch.cuda.set_sync_debug_mode(self.mode)
         try:
             return super().training_step(model, inputs, num_items_in_batch)
         finally:
-            torch.cuda.set_sync_debug_mode("default")
+            self.mode = "default"
+            torch.cuda.set_sync_debug_mode(self.mode)
 
 
 STEPS = {
