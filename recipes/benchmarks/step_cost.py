@@ -1,6 +1,7 @@
 """What a step costs: ours, and the published algorithm, against a plain Trainer's.
 
     python recipes/benchmarks/step_cost.py --rounds 15 --output recipes/benchmarks/step_cost.json
+    python recipes/benchmarks/step_cost.py --batch_size 128 --models resnet50@224 bert_base@128  # on a GPU
     python recipes/benchmarks/step_cost.py --profile --models minilm@32 --modes "head, subset"
 
 All of them step in turn in one process, round after round; a ratio is the median over the rounds of the ratios within
@@ -23,7 +24,7 @@ if "--profile" in sys.argv:  # before CUDA starts: else a call returns before it
     os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
 
 from published import PublishedTrainer
-from stepping import SUBJECTS, Seconds, Stepper, Subject, facts, print_table, write
+from stepping import BATCH_SIZE, SUBJECTS, Seconds, Stepper, Subject, facts, print_table, write
 from transformers import Trainer
 
 from hf_clidmu.trainer import CLIDMUTrainer
@@ -41,15 +42,16 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-def stepper(subject: Subject, mode: str) -> Stepper:
+def stepper(subject: Subject, mode: str, batch_size: int) -> Stepper:
     """The trainer of a mode, in the middle of a run."""
     kind = {PLAIN: Trainer, PUBLISHED: PublishedTrainer}.get(mode, CLIDMUTrainer)
-    return Stepper(kind, subject.build(), subject.samples(), **subject.settings, **MODES.get(mode, {}))
+    settings = {**subject.settings, **MODES.get(mode, {}), "per_device_train_batch_size": batch_size}
+    return Stepper(kind, subject.build(), subject.samples(), **settings)
 
 
-def measure(subject: Subject, modes: list[str], rounds: int) -> dict[str, Any]:
+def measure(subject: Subject, modes: list[str], rounds: int, batch_size: int) -> dict[str, Any]:
     """Seconds and peak bytes of every mode, stepping in turn."""
-    steppers = {mode: stepper(subject, mode) for mode in (PLAIN, *modes)}
+    steppers = {mode: stepper(subject, mode, batch_size) for mode in (PLAIN, *modes)}
     peaks = {}
     for mode, one in steppers.items():
         one.seconds()  # the optimisers' state appears in the first step
@@ -163,19 +165,25 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure every mode on every model, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=15, help="measurements of every mode")
+    parser.add_argument("--batch_size", type=int, default=BATCH_SIZE, help="samples a step, and a meta batch")
     parser.add_argument("--models", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     parser.add_argument("--profile", action="store_true", help="show where the time of our steps goes; writes nothing")
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
     options = parser.parse_args(arguments)
-    figures: dict[str, Any] = {"setting": {**facts(), "rounds": options.rounds}, "models": {}}
+    figures: dict[str, Any] = {
+        "setting": {**facts(), "batch_size": options.batch_size, "rounds": options.rounds},
+        "models": {},
+    }
     for name in options.models:
         if options.profile:
             for mode in [mode for mode in options.modes if mode != PUBLISHED]:
                 print(f"\n{name}, {mode}: milliseconds a step (the profiler slows Python code down)")
-                print_table(["part", "ms", "share"], profiled(stepper(SUBJECTS[name], mode), options.rounds))
+                print_table(
+                    ["part", "ms", "share"], profiled(stepper(SUBJECTS[name], mode, options.batch_size), options.rounds)
+                )
             continue
-        figures["models"][name] = measure(SUBJECTS[name], options.modes, options.rounds)
+        figures["models"][name] = measure(SUBJECTS[name], options.modes, options.rounds, options.batch_size)
         write(options.output, figures)  # after every model: a long run may be stopped
     if not options.profile:
         header = ["model", "mode", "time", "quartiles", "CPU time", "quartiles", "peak memory"]
