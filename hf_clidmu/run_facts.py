@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_clidmu import __version__
 from hf_clidmu.model_card import Scores, of_the_model
 from hf_clidmu.staging import is_local
 
@@ -65,9 +66,20 @@ def facts_of_run(
         ],
         "train_seconds": next((entry["train_runtime"] for entry in history[::-1] if "train_runtime" in entry), None),
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
-        "versions": {library: version(library) for library in _LIBRARIES},
+        "versions": versions_of(_LIBRARIES),
         **_of_ledger(ledger, labels),
     }
+
+
+def versions_of(libraries: Sequence[str]) -> dict[str, str]:
+    """Versions by library; one that is not there is left out. We may run from a folder, without being installed."""
+    found = {}
+    for library in libraries:
+        try:
+            found[library] = __version__ if library == "hf_clidmu" else version(library)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def facts_of_settings(config: "CLIDMUConfig | None") -> dict[str, Any]:

@@ -171,7 +171,10 @@ def parse(
         parser.set_defaults(**read_yaml(path, [field.name for kind in types for field in dataclasses.fields(kind)]))
         for action in parser._actions:  # what the file gives need not be given again
             action.required = False
-    *parsed, rest, unknown = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
+    try:
+        *parsed, rest, unknown = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
+    except (ValueError, ImportError) as error:  # settings that do not go together, here or on this machine
+        sys.exit(f"error: {error}")
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
         parser.error(

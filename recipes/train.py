@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from hf_clidmu.config import CLIDMUConfig
 from hf_clidmu.data import Corpus, load_corpus, prepare_corpus, stream_corpus
 from hf_clidmu.ledger import Ledger
 from hf_clidmu.metrics import classification_metrics
+from hf_clidmu.run_facts import versions_of
 from hf_clidmu.staging import is_local
 from hf_clidmu.trainer import CLIDMUTrainer
 
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "train_seconds": round(seconds, 1),
         "peak_memory_mib": peak_memory_mib(),
         "arguments": {**asdict(run), **config.non_default()},
-        "versions": {name: version(name) for name in ("hf_clidmu", "torch", "transformers", "accelerate", "timm")},
+        "versions": versions_of(("hf_clidmu", "torch", "transformers", "accelerate", "timm")),
     }
     describe(trainer, corpus, run, results)
     if speaks:

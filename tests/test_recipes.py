@@ -134,6 +134,11 @@ def test_a_missing_file_is_named(tmp_path):
         parse(f"--config={tmp_path}/none.yaml")
 
 
+def test_settings_that_do_not_go_together_are_an_error_in_one_line():
+    with pytest.raises(SystemExit, match="^error: .*load_best_model_at_end"):
+        parse("--load_best_model_at_end", "true", "--save_strategy", "steps", "--eval_strategy", "epoch")
+
+
 def test_a_wrong_value_in_a_file_is_refused(config_file, capsys):
     with pytest.raises(SystemExit):
         parse("--config", config_file("max_steps: 2.5"))

@@ -3,7 +3,9 @@
 import pytest
 from tiny_models import tiny_classifier
 
-from hf_clidmu.run_facts import facts_of_run
+import hf_clidmu
+from hf_clidmu import run_facts
+from hf_clidmu.run_facts import facts_of_run, versions_of
 
 
 HISTORY = [{"step": step, "eval_clid": 4.0, "eval_accuracy": step / 10, "eval_runtime": 1.0} for step in (2, 4, 6)]
@@ -27,3 +29,13 @@ def test_a_card_has_the_scores_of_its_weights_and_of_no_others(selected, expecte
 def test_without_an_evaluation_set_nothing_was_measured():
     history = [{"step": 2, "eval_clid": 4.0}]
     assert facts_of_run(model=tiny_classifier("bert"), config=None, history=history)["results"] == []
+
+
+def test_versions_from_a_folder_that_was_never_installed(monkeypatch):
+    def only_torch(name):
+        if name != "torch":
+            raise run_facts.PackageNotFoundError(name)
+        return "2.0"
+
+    monkeypatch.setattr(run_facts, "version", only_torch)
+    assert versions_of(("hf_clidmu", "torch", "timm")) == {"hf_clidmu": hf_clidmu.__version__, "torch": "2.0"}
