@@ -11,17 +11,15 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_clidmu.batches import INDEX_COLUMN, LABEL_NAMES, CachedFeatures, Collator, evaluation_view, fetch, labels_of
-from hf_clidmu.classifier import ClassifierTap
+from hf_clidmu.batches import INDEX_COLUMN, LABEL_NAMES
 from hf_clidmu.files import disk_refused, read_tensors, write_tensors
-from hf_clidmu.precompute import FrozenBackbone, encode
+from hf_clidmu.precompute import FrozenBackbone
 
 
 logger = logging.getLogger(__name__)
@@ -33,57 +31,6 @@ _OTHER_SETTINGS = {
     *("id2label", "label2id", "num_labels", "problem_type"),
     *("_name_or_path", "architectures", "dtype", "transformers_version"),  # a run's model is loaded from its own folder
 }
-
-
-@dataclass
-class FrozenEncoding:
-    """What a frozen backbone makes of a whole dataset, row by row; the fields are those of [`Encoded`]."""
-
-    cut_ND: Tensor
-    general_ND: Tensor
-    labels_N: Tensor | None = None
-
-    def dataset(self) -> CachedFeatures:
-        """Samples that hold what flows into the cut."""
-        return CachedFeatures(self.cut_ND, self.labels_N)
-
-
-def encode_frozen(
-    model: nn.Module,
-    tap: ClassifierTap,
-    dataset: Any,
-    collate: Collator,
-    batch_size: int,
-    device: torch.device,
-    backbone: FrozenBackbone,
-    folder: str | Path | None = None,
-) -> FrozenEncoding:
-    """What a frozen backbone makes of a dataset; what an earlier run left in `folder` is read there.
-
-    Args:
-        model, tap, dataset, collate, batch_size, device, backbone: as in [`hf_clidmu.precompute.encode`].
-        folder: where encodings are kept between runs, or None.
-    """
-    view = evaluation_view(dataset)
-    how = (model, tap, dataset, collate, batch_size, device, backbone)
-    if folder is None or len(view) == 0:
-        whole = encode(*how)
-        assert whole.cut_ND is not None
-        return FrozenEncoding(whole.cut_ND, whole.general_ND, whole.labels_N)
-    samples = fetch(view, list(range(len(view))))
-    cache = EncodingCache(folder, _weights_digest(model, backbone))
-    sample_NK = torch.tensor([list(_sample_digest(sample)) for sample in samples], dtype=torch.uint8)
-    kept, missing = cache.find(sample_NK)
-    if missing:
-        fresh = encode(*how, rows=missing)
-        assert fresh.cut_ND is not None
-        encoded = {"cut_ND": fresh.cut_ND, "general_ND": fresh.general_ND}
-        cache.keep(sample_NK[missing], encoded)
-        for name, values in encoded.items():
-            kept.setdefault(name, values.new_empty((len(samples), values.shape[1])))[missing] = values
-    labels = [labels_of(collate(list(samples[at : at + batch_size]))) for at in range(0, len(samples), batch_size)]
-    known = [labels_B for labels_B in labels if labels_B is not None]
-    return FrozenEncoding(**kept, labels_N=torch.cat(known) if known else None)
 
 
 class EncodingCache:
@@ -146,19 +93,16 @@ class EncodingCache:
         return _rows(kept["sample_NK"]), {name: kept[name] for name in ("cut_ND", "general_ND")}
 
 
-def _rows(sample_NK: Tensor) -> list[bytes]:
-    width, joined = sample_NK.shape[1], sample_NK.numpy().tobytes()
-    return [joined[at : at + width] for at in range(0, len(joined), width)]
-
-
-def _sample_digest(sample: Mapping[str, Any]) -> bytes:
+def sample_digest(sample: Mapping[str, Any]) -> bytes:
+    """Tells a sample from others by all that a model gets to see of it."""
     digest = hashlib.sha256()
     for name in sorted(set(sample) - {INDEX_COLUMN, *LABEL_NAMES}):
         digest.update(name.encode() + torch.as_tensor(sample[name]).numpy().tobytes() + b"|")
     return digest.digest()[:_DIGEST_BYTES]
 
 
-def _weights_digest(model: nn.Module, backbone: FrozenBackbone) -> str:
+def weights_digest(model: nn.Module, backbone: FrozenBackbone) -> str:
+    """Tells frozen backbones apart: by weights, cut and configuration."""
     digest = hashlib.sha256()
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for name, tensor in model.state_dict().items():
@@ -171,3 +115,8 @@ def _weights_digest(model: nn.Module, backbone: FrozenBackbone) -> str:
     values = {} if config is None else {k: v for k, v in config.to_dict().items() if k not in _OTHER_SETTINGS}
     digest.update(json.dumps([torch.__version__, cut, values], sort_keys=True, default=str).encode())
     return digest.hexdigest()[: 2 * _DIGEST_BYTES]
+
+
+def _rows(sample_NK: Tensor) -> list[bytes]:
+    width, joined = sample_NK.shape[1], sample_NK.numpy().tobytes()
+    return [joined[at : at + width] for at in range(0, len(joined), width)]

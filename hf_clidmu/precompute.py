@@ -289,13 +289,16 @@ def encode(
     rows = list(range(len(dataset))) if rows is None else rows
     if not rows:
         raise ValueError("there are no samples to encode: the dataset is empty")
-    samples = fetch(dataset, rows)
-    lengths = [len(sample["input_ids"]) if "input_ids" in sample else 0 for sample in samples]
-    order = sorted(range(len(rows)), key=lengths.__getitem__)  # similar lengths together: little padding
+    texts = fetch(dataset, rows) if "input_ids" in fetch(dataset, rows[:1])[0] else None
+    order = list(range(len(rows)))
+    if texts is not None:  # similar lengths together: little padding. All images at once would fill the memory
+        order.sort(key=[len(text["input_ids"]) for text in texts].__getitem__)
     columns: dict[str, list[Tensor]] = defaultdict(list)
     with evaluating(model):
         for start in range(0, len(order), batch_size):
-            batch = collate([samples[i] for i in order[start : start + batch_size]])
+            places = order[start : start + batch_size]
+            samples: Any = fetch(dataset, [rows[i] for i in places]) if texts is None else [texts[i] for i in places]
+            batch = collate(samples)
             labels_B = labels_of(batch)
             if labels_B is not None:
                 columns["labels"].append(labels_B)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_models import TEXT, VISION, VOCABULARY, tiny_batch, tiny_classifier
 from torch import nn
+from transformers import default_data_collator
 
 from hf_clidmu.batches import FEATURES_COLUMN, CachedFeatures, IndexedDataset, SampleCollator
 from hf_clidmu.classifier import ClassifierTap
@@ -285,3 +286,27 @@ def test_features_are_found_by_sample_index():
     assert table.lookup(torch.tensor([], dtype=torch.long)).shape == (0, 2)
     with pytest.raises(IndexError):
         table.lookup(torch.tensor([10]))
+
+
+class Images(torch.utils.data.Dataset):
+    """Remembers how many of its samples were asked for at once."""
+
+    def __init__(self, size):
+        self.inputs, self.labels_N = tiny_batch("timm:test_vit", size=size)
+        self.most = 0
+
+    def __len__(self):
+        return len(self.labels_N)
+
+    def __getitems__(self, rows):
+        self.most = max(self.most, len(rows))
+        return [{"pixel_values": self.inputs["pixel_values"][row], "labels": int(self.labels_N[row])} for row in rows]
+
+
+def test_images_are_fetched_a_batch_at_a_time_for_all_of_them_would_fill_the_memory():
+    data, model, rows = Images(10), tiny_classifier("timm:test_vit").eval(), [7, 2, 9, 0, 1, 5, 3]
+    found = encode(model, ClassifierTap(model), data, default_data_collator, 3, CPU, rows=rows)
+    assert data.most == 3
+    want_NC = model(data.inputs["pixel_values"][rows]).logits.detach()
+    torch.testing.assert_close(found.logits_NC, want_NC, rtol=1e-4, atol=1e-5)
+    assert found.labels_N.tolist() == data.labels_N[rows].tolist()

@@ -7,11 +7,10 @@ import torch
 from test_precompute import CPU, found_backbone, pad, texts
 from tiny_models import tiny_batch, tiny_classifier
 
-from hf_clidmu import encoding_cache
+from hf_clidmu import encoding_cache, encodings
 from hf_clidmu.batches import SampleCollator
 from hf_clidmu.classifier import ClassifierTap
-from hf_clidmu.encoding_cache import encode_frozen
-from hf_clidmu.encodings import encode_from_cache
+from hf_clidmu.encodings import Encodings, encode_from_cache
 from hf_clidmu.precompute import encode, evaluating
 
 
@@ -28,7 +27,7 @@ def computed(monkeypatch):
             calls.append(rows)
         return encode(*arguments, rows=rows)
 
-    monkeypatch.setattr(encoding_cache, "encode", counting)
+    monkeypatch.setattr(encodings, "encode", counting)
     return calls
 
 
@@ -39,12 +38,12 @@ def kept(folder, data=None, moved=0.0, **config):
     for name, value in config.items():
         setattr(model.config, name, value)
     data = texts() if data is None else data
-    return encode_frozen(model, tap, data, SampleCollator(pad), 4, CPU, backbone, folder)
+    return Encodings(model, tap, backbone, SampleCollator(pad), 4, CPU, folder).frozen(data)
 
 
 def encode_anew(data):
     model, tap, _, backbone = found_backbone()
-    return encode_frozen(model, tap, data, SampleCollator(pad), 4, CPU, backbone)
+    return Encodings(model, tap, backbone, SampleCollator(pad), 4, CPU).frozen(data)
 
 
 def test_an_encoding_is_kept_and_read_again(tmp_path, computed):
