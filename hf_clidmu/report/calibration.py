@@ -68,13 +68,17 @@ def judge_labels(evidence: Evidence, seed: int = 0) -> Verdict:
     # Likelihood overlooks wrong labels where there are many; the surest samples, those that follow a rule. All err on
     # the side of too few: the one that sees most is heard.
     given_N = evidence.given_N
+    trained, general = (fit_confusion(o, given_N) for o in (evidence.linear.model_NC, evidence.general.both_NC))
     readings = (
-        fit_confusion(evidence.linear.model_NC, given_N),
-        fit_confusion(evidence.general.both_NC, given_N),
+        trained,
+        general,
         anchored_confusion(evidence.linear.both_NC, given_N),
+        anchored_confusion(evidence.general.both_NC, given_N, general.belief_NC),
     )
     confusion = max(readings, key=lambda fit: float(fit.wrong(given_N).mean()))
-    opinion_NC = (evidence.log_own_NC + evidence.log_neighbour_NC + np.log(confusion.belief_NC + FLOOR)) / 3
+    # Whatever tells how many labels are wrong, what was trained on them knows more of each.
+    beliefs_NC = (np.log(trained.belief_NC + FLOOR) + np.log(confusion.belief_NC + FLOOR)) / 2
+    opinion_NC = (evidence.log_own_NC + evidence.log_neighbour_NC + beliefs_NC) / 3
     log_confused_CC = np.log((1 - SPREAD) * confusion.transition_CC + SPREAD / evidence.num_classes)
     score_N, other_N, other_share_N = _odds(opinion_NC, log_confused_CC, evidence.given_N)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from .evidence import FLOOR, FloatArray, IntArray
 
@@ -23,9 +24,12 @@ from .evidence import FLOOR, FloatArray, IntArray
 #: Factors that turn the opinion's scores into logits, all of which are tried.
 SHARPNESS = np.geomspace(1.0, 40.0, 12)
 
-#: Of the samples that are taken for a class, those that tell what its samples were given: the surest.
-ANCHORS = 0.25
+#: Of the samples that are taken for a class, those that tell what its samples were given: the surest. The widest of
+#: these shares up to which labels disagree no more often.
+ANCHORS = (0.02, 0.05, 0.1, 0.15, 0.25)
 _FEWEST_ANCHORS = 20
+# More often: half as often again, and beyond chance by so many standard errors.
+_AGAIN, _ERRORS = 1.5, 2.0
 _LEAST_TELLING = 0.01  # how far agreement must tell right opinions from wrong ones
 
 _STEPS = 30  # of expectation and maximisation for each sharpness; twice as many for the best
@@ -39,14 +43,12 @@ class Confusion:
     """A fitted reading of the given labels.
 
     Attributes:
-        sharpness: the factor that makes the opinion fit the labels best.
         transition_CC: T, rows sum to one.
         true_NC: P(true class | sample, given label), rows sum to one.
         belief_NC: P(true class | sample) before the given label is looked at, rows sum to one.
         anchor_N: the class whose row a sample told, -1 for none; None where all told all.
     """
 
-    sharpness: float
     transition_CC: FloatArray
     true_NC: FloatArray
     belief_NC: FloatArray
@@ -72,30 +74,32 @@ def fit_confusion(opinion_NC: FloatArray, given_N: IntArray) -> Confusion:
     _, sharpness, transition_CC = max(fits, key=lambda fit: fit[0])
     belief_NC = _softmax(sharpness * opinion_NC)
     transition_CC, _ = _expectation_maximisation(belief_NC, given_N, transition_CC, 2 * _STEPS)
-    return Confusion(float(sharpness), transition_CC, _true_classes(belief_NC, given_N, transition_CC), belief_NC)
+    return Confusion(transition_CC, _true_classes(belief_NC, given_N, transition_CC), belief_NC)
 
 
-def anchored_confusion(opinion_NC: FloatArray, given_N: IntArray) -> Confusion:
+def anchored_confusion(opinion_NC: FloatArray, given_N: IntArray, belief_NC: FloatArray | None = None) -> Confusion:
     """The same, T told by the samples about which the opinion is surest: their given labels, class by class.
 
     Errors of the opinion about those samples count as wrong labels; about all others they do not. (Anchor points,
-    arXiv 1609.03683, many to a class.) Confidence need not have the shape of a softmax here: given T, how often labels
-    agree with the opinion tells how often it is right, at every margin.
+    arXiv 1609.03683, many to a class.) So they are as many as there can be before the opinion errs more often: where
+    labels are noisy it takes many to tell, and among clean ones few do.
 
     Args:
         opinion_NC: scores of the classes, see [`fit_confusion`].
         given_N: given labels.
+        belief_NC: P(true class | sample), rows sum to one. None reads it off the labels: how often they agree with the
+            opinion tells, given T, how often it is right, at every margin, so confidence need not have the shape of a
+            softmax.
     """
-    anchor_N = _anchors(opinion_NC)
+    anchor_N = _anchors(opinion_NC, given_N)
     transition_CC = _given_to(anchor_N, given_N, np.ones(len(given_N)), opinion_NC.shape[1])
-    fits = []
-    for sharpness in SHARPNESS:
-        belief_NC = _softmax(sharpness * opinion_NC)
-        likelihood = float(np.log((belief_NC * transition_CC.T[given_N]).sum(axis=1)).mean())
-        fits.append((likelihood, float(sharpness)))
-    _, sharpness = max(fits)
-    belief_NC = _calibrated(_softmax(sharpness * opinion_NC), _margin(opinion_NC), given_N, transition_CC)
-    return Confusion(sharpness, transition_CC, _true_classes(belief_NC, given_N, transition_CC), belief_NC, anchor_N)
+    if belief_NC is None:
+        softmax_NC = max(
+            (_softmax(sharpness * opinion_NC) for sharpness in SHARPNESS),
+            key=lambda belief_NC: float(np.log((belief_NC * transition_CC.T[given_N]).sum(axis=1)).mean()),
+        )
+        belief_NC = _calibrated(softmax_NC, _margin(opinion_NC), given_N, transition_CC)
+    return Confusion(transition_CC, _true_classes(belief_NC, given_N, transition_CC), belief_NC, anchor_N)
 
 
 def _calibrated(
@@ -126,15 +130,38 @@ def _margin(opinion_NC: FloatArray) -> FloatArray:
     return two_N2[:, 1] - two_N2[:, 0]
 
 
-def _anchors(opinion_NC: FloatArray) -> IntArray:
-    """The class that a sample is taken for, where it is among the surest of that class; -1 elsewhere."""
+def _anchors(opinion_NC: FloatArray, given_N: IntArray) -> IntArray:
+    """The class that a sample is taken for, where it is among the surest of that class; -1 elsewhere.
+
+    Shares are widened from the narrowest on, until labels disagree with the opinion more often in what is added: noise
+    alone makes them disagree as often everywhere. (Lepski's rule for a bias that grows while the variance falls.) That
+    labels of people are wrong a little more often where samples are harder does not stop it.
+    """
     margin_N, predicted_N = _margin(opinion_NC), opinion_NC.argmax(axis=1)
-    anchor_N = np.full(len(opinion_NC), -1)
-    for label in range(opinion_NC.shape[1]):
-        rows = np.flatnonzero(predicted_N == label)
-        count = max(int(ANCHORS * len(rows)), min(_FEWEST_ANCHORS, len(rows)))
-        anchor_N[rows[np.argsort(-margin_N[rows], kind="stable")[:count]]] = label
-    return anchor_N
+    order_N = np.lexsort((-margin_N, predicted_N))  # class by class, the surest first
+    counts_C = np.bincount(predicted_N, minlength=opinion_NC.shape[1])
+    place_N = np.empty(len(order_N), dtype=np.int64)
+    place_N[order_N] = np.arange(len(order_N)) - np.repeat(counts_C.cumsum() - counts_C, counts_C)
+
+    def surest(share: float) -> npt.NDArray[np.bool_]:
+        return place_N < np.maximum((share * counts_C).astype(np.int64), _FEWEST_ANCHORS)[predicted_N]
+
+    disagrees_N, chosen_N = given_N != predicted_N, surest(ANCHORS[0])
+    for share in ANCHORS[1:]:
+        wider_N = surest(share)
+        if _are_more_often(disagrees_N[wider_N & ~chosen_N], disagrees_N[chosen_N]):
+            break
+        chosen_N = wider_N
+    return np.where(chosen_N, predicted_N, -1)
+
+
+def _are_more_often(these: npt.NDArray[np.bool_], than_those: npt.NDArray[np.bool_]) -> bool:
+    """Whether something is the case in one sample half as often again as in another, and more often beyond chance."""
+    if not len(these) or not len(than_those):
+        return False
+    pooled = np.concatenate([these, than_those]).mean()
+    error = np.sqrt(pooled * (1 - pooled) * (1 / len(these) + 1 / len(than_those)))
+    return bool(these.mean() > max(_AGAIN * than_those.mean(), than_those.mean() + _ERRORS * error))
 
 
 def _given_to(anchor_N: IntArray, given_N: IntArray, times_N: FloatArray, classes: int) -> FloatArray:

@@ -7,6 +7,7 @@ cross-entropy, whose ledger gives the area under the margin and whose last state
 cleanlab, each on four fifths of the data (`pip install cleanlab`; left out where it is missing). Then cross-entropy is
 trained anew on what the report makes of the labels. Clean labels are read for scoring alone. A finished cell is never
 run again; with `--runs FOLDER`, nor is a run that a cut-off cell, or another version of the report, had finished.
+`--again` is for another version of the report: it measures the report of finished cells anew, and keeps its peers.
 """
 
 import argparse
@@ -48,28 +49,42 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the results; continued if it exists")
     parser.add_argument("--only", help="Only cells whose 'corpus / seed' match this regular expression")
     parser.add_argument("--runs", type=Path, help="Keep the runs there, and take up those that are there already")
+    parser.add_argument("--again", action="store_true", help="Measure the report of finished cells anew, not its peers")
     options = parser.parse_args(arguments)
     grid = yaml.safe_load(options.grid.read_text(encoding="utf8"))
     document = {"command": f"python recipes/benchmarks/detection.py {options.grid}", "cells": []}
     if options.output.exists():
         document = json.loads(options.output.read_text(encoding="utf8"))
-    finished = {(cell["corpus"], cell["seed"]) for cell in document["cells"]}
+    finished = {(cell["corpus"], cell["seed"]): number for number, cell in enumerate(document["cells"])}
     with tempfile.TemporaryDirectory() as thrown_away:
         kept = options.runs or Path(thrown_away)
         for seed in grid["seeds"]:
             for corpus, given in grid["corpora"].items():
-                if (corpus, seed) in finished or not re.search(options.only or "", f"{corpus} / {seed}"):
+                number = finished.get((corpus, seed))
+                asked = options.again if number is not None else True
+                if not asked or not re.search(options.only or "", f"{corpus} / {seed}"):
                     continue
+                known = None if number is None else document["cells"][number]
                 # What a frozen encoder makes of a corpus serves every run.
                 arguments = {**given, "seed": seed, "frozen_cache_dir": kept / "encodings"}
-                cell = run_cell(arguments, kept / re.sub(r"\W+", "-", f"{corpus} {seed}"))
-                document["cells"].append(rounded({"corpus": corpus, "seed": seed, "arguments": given, **cell}))
+                found = run_cell(arguments, kept / re.sub(r"\W+", "-", f"{corpus} {seed}"), known)
+                cell = rounded({"corpus": corpus, "seed": seed, "arguments": given, **found})
+                if number is None:
+                    document["cells"].append(cell)
+                else:
+                    document["cells"][number] = cell
                 write_json(options.output, document)
     print(detection_table(document["cells"]))
 
 
-def run_cell(given: dict[str, Any], place: Path) -> dict[str, Any]:
-    """All detectors on one corpus with one seed, and cross-entropy on the mended labels."""
+def run_cell(given: dict[str, Any], place: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:
+    """All detectors on one corpus with one seed, and cross-entropy on the mended labels.
+
+    Args:
+        given: arguments of recipes/train.py.
+        place: folder of the runs.
+        known: the cell as it was measured before, whose figures of the peers are kept.
+    """
     seconds = {}
     _, seconds["CLID-MU run"] = run(given, place / "clidmu")
     before = time.perf_counter()
@@ -82,13 +97,18 @@ def run_cell(given: dict[str, Any], place: Path) -> dict[str, Any]:
         "report": score(found.table["p_wrong"], found.table["is_label_issue"], wrong_N),
         "self-confidence, selected": score(-found.table["self_confidence"], found.table["margin"] < 0, wrong_N),
     }
-    plain, seconds["cross-entropy run"] = run({**given, **PLAIN}, place / "plain")
-    scores |= peers_of_one_run(place / "plain", labels_N, wrong_N)
-    peers, taken = cleanlab_peers(given, corpus, place, labels_N, wrong_N)
-    if peers:
-        scores, seconds["cleanlab's runs"] = scores | peers, taken
+    accuracy = {}
+    if known is None:
+        plain, seconds["cross-entropy run"] = run({**given, **PLAIN}, place / "plain")
+        accuracy["given"] = last(plain)
+        scores |= peers_of_one_run(place / "plain", labels_N, wrong_N)
+        peers, taken = cleanlab_peers(given, corpus, place, labels_N, wrong_N)
+        if peers:
+            scores, seconds["cleanlab's runs"] = scores | peers, taken
+    else:
+        scores, seconds = {**known["scores"], **scores}, {**known["seconds"], **seconds}
+        accuracy["given"] = known["accuracy"]["given"]
 
-    accuracy = {"given": last(plain)}
     for policy in ("drop", "relabel"):
         mended = apply_report(corpus.train, found, policy)
         with tempfile.TemporaryDirectory() as thrown_away:  # another report, other labels: never taken up again

@@ -6,11 +6,15 @@ import pytest
 from hf_clidmu.report.confusion import anchored_confusion, fit_confusion, resampled
 
 
+def softmax(logits_NC: np.ndarray) -> np.ndarray:
+    return np.exp(logits_NC) / np.exp(logits_NC).sum(axis=1, keepdims=True)
+
+
 def drawn(transition_CC: np.ndarray, size: int = 4000, sure: float = 3.0, seed: int = 0):
     """Scores whose softmax (at `sure`) is the truth's probability, true classes, and given labels."""
     generator = np.random.default_rng(seed)
     score_NC = generator.normal(size=(size, len(transition_CC)))
-    belief_NC = np.exp(sure * score_NC) / np.exp(sure * score_NC).sum(axis=1, keepdims=True)
+    belief_NC = softmax(sure * score_NC)
     true_N = (belief_NC.cumsum(axis=1) < generator.random((size, 1))).sum(axis=1)
     given_N = (transition_CC[true_N].cumsum(axis=1) < generator.random((size, 1))).sum(axis=1)
     return score_NC, true_N, given_N
@@ -31,7 +35,7 @@ def test_the_matrix_and_the_rate_are_found(transition):
     np.testing.assert_allclose(fit.transition_CC.sum(axis=1), 1, rtol=1e-12)
     np.testing.assert_allclose(fit.transition_CC, transition_CC, atol=0.06)
     assert abs(fit.wrong(given_N).mean() - (given_N != true_N).mean()) < 0.03
-    assert 2 < fit.sharpness < 4.5
+    assert abs(fit.belief_NC.max(axis=1).mean() - softmax(3.0 * score_NC).max(axis=1).mean()) < 0.05
 
 
 def test_errors_of_the_opinion_are_not_taken_for_wrong_labels():
@@ -104,6 +108,44 @@ def test_anchors_are_the_surest_of_each_class():
     given_N[[0, 119]] = 1  # one of them an anchor
     fit = anchored_confusion(opinion_NC, given_N)
     np.testing.assert_allclose(fit.transition_CC, [[30 / 31, 1 / 31], [0, 1]])  # and one imagined
+
+
+def graded(errs_N: np.ndarray, noise: float):
+    """A two-class opinion, the surest first, that errs so often; labels of which this share is wrong."""
+    generator = np.random.default_rng(2)
+    size = len(errs_N)
+    true_N = generator.integers(0, 2, size)
+    taken_N = np.where(generator.random(size) < errs_N, 1 - true_N, true_N)
+    opinion_NC = np.zeros((size, 2))
+    opinion_NC[np.arange(size), taken_N] = np.linspace(1, 0.01, size)
+    return opinion_NC, np.where(generator.random(size) < noise, 1 - true_N, true_N)
+
+
+def share_of_anchors(opinion_NC, given_N):
+    return (anchored_confusion(opinion_NC, given_N).anchor_N >= 0).mean()
+
+
+def test_anchors_are_many_where_labels_are_noisy_and_few_where_the_opinion_errs():
+    never, falling_N = np.zeros(8000), np.where(np.arange(8000) < 800, 0.01, 0.1)
+    assert share_of_anchors(*graded(never, 0.4)) == pytest.approx(0.25, abs=0.01)
+    assert share_of_anchors(*graded(never, 0.0)) == pytest.approx(0.25, abs=0.01)
+    opinion_NC, given_N = graded(falling_N, 0.0)  # clean labels, and the opinion errs more and more
+    fit = anchored_confusion(opinion_NC, given_N)
+    assert (fit.anchor_N >= 0).mean() == pytest.approx(0.1, abs=0.01)
+    assert fit.wrong(given_N).mean() < 0.03
+    # Its errors hardly count among many wrong labels, which it takes many to tell.
+    opinion_NC, given_N = graded(falling_N, 0.4)
+    fit = anchored_confusion(opinion_NC, given_N)
+    assert (fit.anchor_N >= 0).mean() == pytest.approx(0.25, abs=0.01)
+    assert abs(fit.wrong(given_N).mean() - 0.4) < 0.05
+
+
+def test_a_belief_that_is_given_is_kept():
+    opinion_NC, _, given_N = two_kinds(np.array([[0.7, 0.3], [0.1, 0.9]]))
+    belief_NC = softmax(3.0 * opinion_NC)
+    fit = anchored_confusion(opinion_NC, given_N, belief_NC)
+    assert fit.belief_NC is belief_NC
+    np.testing.assert_array_equal(fit.transition_CC, anchored_confusion(opinion_NC, given_N).transition_CC)
 
 
 def test_intervals_rest_on_the_anchors_where_they_told():

@@ -133,6 +133,27 @@ def test_the_detection_benchmark_takes_up_the_same_run_and_no_other(tmp_path, mo
     assert detection.run({"seed": 2}, tmp_path)[0] == {"run": 2}
 
 
+def test_the_detection_benchmark_measures_the_report_anew_and_keeps_its_peers(tmp_path, monkeypatch):
+    detection = recipe("detection", "benchmarks")
+    grid, output = tmp_path / "grid.yaml", tmp_path / "results.json"
+    grid.write_text("corpora: {a: {dataset: x}, b: {dataset: y}}\nseeds: [1]\n")
+    cell = {"noise_rate": 0.0, "estimated": 0.0, "flagged": 0.0, "calibration_error": 0.0}
+    cell |= {"scores": {}, "accuracy": {"given": 0.5}, "seconds": {"report": 1.0}}
+    asked = []
+
+    def run_cell(given, place, known=None):
+        asked.append((given["dataset"], known and known["corpus"]))
+        return {**cell, "estimated": len(asked)}
+
+    monkeypatch.setattr(detection, "run_cell", run_cell)
+    words = [str(grid), "--output", str(output)]
+    detection.main(words)
+    detection.main(words)
+    detection.main([*words, "--again", "--only", "^b"])
+    assert asked == [("x", None), ("y", None), ("y", "b")]
+    assert [(c["corpus"], c["estimated"]) for c in json.loads(output.read_text())["cells"]] == [("a", 1), ("b", 3)]
+
+
 def test_the_detection_benchmark_scores_and_tabulates():
     detection = recipe("detection", "benchmarks")
     wrong_N = np.array([True, True, False, False])
