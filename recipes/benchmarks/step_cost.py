@@ -42,14 +42,14 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-def stepper(subject: Subject, mode: str, batch_size: int) -> Stepper:
+def stepper(subject: Subject, mode: str, batch_size: int = BATCH_SIZE) -> Stepper:
     """The trainer of a mode, in the middle of a run."""
     kind = {PLAIN: Trainer, PUBLISHED: PublishedTrainer}.get(mode, CLIDMUTrainer)
     settings = {**subject.settings, **MODES.get(mode, {}), "per_device_train_batch_size": batch_size}
     return Stepper(kind, subject.build(), subject.samples(), **settings)
 
 
-def measure(subject: Subject, modes: list[str], rounds: int, batch_size: int) -> dict[str, Any]:
+def measure(subject: Subject, modes: list[str], rounds: int, batch_size: int = BATCH_SIZE) -> dict[str, Any]:
     """Seconds and peak bytes of every mode, stepping in turn."""
     steppers = {mode: stepper(subject, mode, batch_size) for mode in (PLAIN, *modes)}
     peaks = {}
